@@ -1,0 +1,296 @@
+"""The configuration file -> a frozen ``Config``, or every problem that it has, each with its address.
+
+Theory: the JSON is judged twice: part by part by the types of ``config_values``, and as a whole by the checks here.
+These read the JSON too, not the values, so that one bad part does not hide what is wrong between two others. Only what
+passes both becomes a ``Config``.
+Editing rule: what one value alone can show is a check in its type, not here. No message repeats a value that may be a
+secret.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+from cattrs import Converter
+
+from .config_checks import Name, check_url
+from .config_sources import (
+    apply_variables,
+    config_home,
+    config_path,
+    create_first_config,
+    expand,
+    read_json,
+    read_secret,
+)
+from .config_strict import Place, Tray, Wrong, address, did_you_mean, expect, quoted, strict_converter, wrong
+from .config_values import (
+    AgentConfig,
+    AgentDefaults,
+    AgentEntry,
+    AgentsConfig,
+    AgentsEntry,
+    Config,
+    ConfigFile,
+    DefaultsEntry,
+    GatewayConfig,
+    ModelChoice,
+    ModelConfig,
+    ModelEntry,
+    OpenAIApiConfig,
+    Secret,
+    UpstreamOptions,
+)
+from .errors import ConfigError, Problem
+from .vendors import DEFAULT_VENDOR, ECHO, VENDORS, UnknownVendorError, Vendor, resolve
+
+__all__ = [
+    "AgentConfig",
+    "AgentDefaults",
+    "AgentsConfig",
+    "Config",
+    "GatewayConfig",
+    "ModelConfig",
+    "OpenAIApiConfig",
+    "Secret",
+    "config_home",
+    "config_path",
+    "create_first_config",
+    "load_config",
+]
+
+log = logging.getLogger(__name__)
+
+SECURITY_FILE = ".security.yml"
+# Keys of a PicoClaw entry that say nothing to us.
+UNUSED_MODEL_KEYS = (
+    "auth_method",
+    "connect_mode",
+    "enabled",
+    "streaming",
+    "thinking_level",
+    "tool_schema_transform",
+    "workspace",
+)
+# {shape in which a key that we do not know belongs to a part of PicoClaw that we lack: its place, for the log}
+PASSED_OVER = {
+    ConfigFile: "",
+    GatewayConfig: "gateway.",
+    AgentsEntry: "agents.",
+    DefaultsEntry: "agents.defaults.",
+    AgentEntry: "agents.list[].",
+    ModelChoice: "agents.list[].model.",
+}
+
+
+def load_config(environ: Mapping[str, str] = os.environ) -> Config:
+    """Read the configuration.
+
+    A file that is not there is one in which nothing is set, unless ``PICOCLAW_CONFIG`` names it. Logs one debug line
+    that names the keys passed over, and a warning for each thing that is no mistake but will not work.
+
+    Raises:
+        ConfigError: with every problem of the file, in its order, then those of the environment.
+    """
+    path = config_path(environ)
+    try:
+        json = read_json(path)
+    except FileNotFoundError:
+        if environ.get("PICOCLAW_CONFIG", "").strip():
+            raise ConfigError(str(path), (Problem("PICOCLAW_CONFIG", "names a file that does not exist"),)) from None
+        return _judge({}, path, environ)
+    except Wrong as exc:
+        raise ConfigError(str(path), tuple(Problem(address(place), text) for place, text in exc.found)) from None
+    return attrs.evolve(_judge(json, path, environ), path=path)
+
+
+def _judge(json: dict[str, Any], path: Path, environ: Mapping[str, str]) -> Config:
+    origins, problems = apply_variables(json, environ)
+    tray, passed_over = Tray(), list[str]()
+    file = None
+    with tray.at():
+        file = _converter(path.parent, environ, passed_over).structure(json, ConfigFile)
+    _check_aliases(json, tray)
+    for place, entry in _entries(json):
+        _check_target(place, entry, tray, path)
+    if passed_over:
+        log.debug("keys of parts that this gateway does not have: %s", ", ".join(dict.fromkeys(passed_over)))
+    if file is None or tray.found or problems:
+        raise ConfigError(str(path), (*_problems(tray, json, origins), *problems))
+    config = _config(file, config_home(environ))
+    _warn(config, path)
+    return config
+
+
+def _problems(tray: Tray, json: Any, origins: Mapping[Place, str]) -> Iterator[Problem]:
+    """What is in *tray*, in the order of *json*, and last what came from variables."""
+
+    def origin(place: Place) -> Place:
+        return next((origin for origin in origins if place[: len(origin)] == origin), ())
+
+    for place, message in sorted(tray.found, key=lambda found: (origin(found[0]) != (), _position(json, found[0]))):
+        begin = origin(place)
+        yield Problem(address(place[len(begin) :], origins.get(begin, "$")), message)
+
+
+def _position(json: Any, place: Place) -> list[int]:
+    position = []
+    for part in place:
+        if isinstance(part, int):
+            position.append(part)
+            json = _list(json)[part]
+        else:
+            keys = list(_dict(json))
+            position.append(keys.index(part) if part in keys else len(keys))
+            json = _dict(json).get(part)
+    return position
+
+
+def _converter(folder: Path, environ: Mapping[str, str], passed_over: list[str]) -> Converter:
+    """Notes in *passed_over* what no part of this gateway reads."""
+
+    def on_unknown_key(shape: type, key: str) -> None:
+        unused = UNUSED_MODEL_KEYS if shape is ModelEntry else ()
+        if shape in PASSED_OVER:
+            passed_over.append(PASSED_OVER[shape] + key)
+        elif key not in unused:
+            raise wrong(f"is not a known key{did_you_mean(key, (*attrs.fields_dict(shape), *unused))}")
+
+    converter = strict_converter(on_unknown_key)
+    converter.register_structure_hook(Path, lambda value, _: expand(expect(str, value), environ))
+    converter.register_structure_hook(Secret, lambda value, _: read_secret(expect(str, value), folder, environ))
+    choice, name = converter.get_structure_hook(ModelChoice), converter.get_structure_hook(Name)
+
+    def structure_choice(value: object, kind: object) -> ModelChoice:
+        if type(value) is not str:
+            return choice(value, kind)  # type: ignore[no-any-return]  # cattrs' hooks are untyped
+        return ModelChoice(name(value, Name) if value else None)
+
+    converter.register_structure_hook(ModelChoice, structure_choice)
+    return converter
+
+
+def _check_aliases(json: Any, tray: Tray) -> None:
+    """Whatever names an alias must name one that there is."""
+    aliases = dict.fromkeys(name for _, entry in _entries(json) if (name := _text(entry, "model_name")))
+    for place, name in _references(json) if aliases else ():
+        if isinstance(name, str) and name and name not in aliases:
+            with tray.at(*place):
+                raise wrong(f"{quoted(name)} is not a model_name of model_list{did_you_mean(name, aliases)}")
+
+
+def _references(json: Any) -> Iterator[tuple[Place, Any]]:
+    for place, entry in _entries(json):
+        yield from _each((*place, "fallbacks"), entry.get("fallbacks"))
+    agents = _dict(json.get("agents"))
+    defaults = _dict(agents.get("defaults"))
+    key = "model_name" if defaults.get("model_name") else "model"
+    yield ("agents", "defaults", key), defaults.get(key)
+    yield from _each(("agents", "defaults", "model_fallbacks"), defaults.get("model_fallbacks"))
+    for place, agent in _each(("agents", "list"), agents.get("list")):
+        model = _dict(agent).get("model")
+        yield (*place, "model"), model
+        yield (*place, "model", "primary"), _dict(model).get("primary")
+        yield from _each((*place, "model", "fallbacks"), _dict(model).get("fallbacks"))
+
+
+def _check_target(place: Place, entry: dict[str, Any], tray: Tray, path: Path) -> None:
+    """A ``model_list`` entry must say whom to ask, and have what is needed for it."""
+    vendor = None
+    with tray.at(*place, "provider"):
+        try:
+            vendor, _ = resolve(_text(entry, "provider"), _text(entry, "model"))
+        except UnknownVendorError as exc:
+            raise wrong(str(exc)) from None
+    with tray.at(*place, "api_base"):
+        _api_base(vendor or VENDORS[DEFAULT_VENDOR], _text(entry, "api_base"))
+    if vendor and vendor.needs_key and not any(map(entry.get, ("api_base", "api_key", "api_keys"))):
+        hint = f"; {SECURITY_FILE} is not read, so give the key as env:NAME or file:PATH" if _has_vault(path) else ""
+        with tray.at(*place):
+            raise wrong(f"has neither api_key nor api_keys nor api_base, and {vendor.name} needs a key{hint}")
+
+
+def _api_base(vendor: Vendor, given: str | None) -> str | None:
+    # A vendor with a protocol of its own may have a region or a bare host there, which is no address for us.
+    if vendor.name == ECHO or (given and not vendor.speaks_openai and "://" not in given):
+        return None
+    return check_url(given, ("http", "https")) if given else vendor.default_api_base
+
+
+def _has_vault(path: Path) -> bool:
+    return os.path.exists(path.with_name(SECURITY_FILE))
+
+
+def _entries(json: Any) -> Iterator[tuple[Place, dict[str, Any]]]:
+    return ((place, entry) for place, entry in _each(("model_list",), json.get("model_list")) if type(entry) is dict)
+
+
+def _each(place: Place, items: Any) -> Iterator[tuple[Place, Any]]:
+    return (((*place, index), item) for index, item in enumerate(_list(items)))
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if type(value) is dict else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if type(value) is list else []
+
+
+def _text(entry: dict[str, Any], key: str) -> str:
+    value = entry.get(key)
+    return value if type(value) is str else ""
+
+
+def _config(file: ConfigFile, home: Path) -> Config:
+    return Config(
+        path=None,
+        home=home,
+        gateway=file.gateway,
+        agents=AgentsConfig(
+            _defaults(file.agents.defaults, home), tuple(_agent(entry, home) for entry in file.agents.list)
+        ),
+        model_list=tuple(map(_model, file.model_list)),
+    )
+
+
+def _defaults(entry: DefaultsEntry, home: Path) -> AgentDefaults:
+    values = {name: getattr(entry, name) for name in attrs.fields_dict(AgentDefaults)}
+    values |= {"model_name": entry.model_name or entry.model, "workspace": home / entry.workspace}
+    return AgentDefaults(**values)
+
+
+def _agent(entry: AgentEntry, home: Path) -> AgentConfig:
+    workspace = home / entry.workspace if entry.workspace else None
+    return AgentConfig(entry.id, entry.default, entry.name, entry.model.primary, entry.model.fallbacks, workspace)
+
+
+def _model(entry: ModelEntry) -> ModelConfig:
+    vendor, model = resolve(entry.provider, entry.model)
+    keys = dict.fromkeys((entry.api_key, *entry.api_keys) if entry.api_key else entry.api_keys)
+    options = {name: getattr(entry, name) for name in attrs.fields_dict(UpstreamOptions)}
+    return ModelConfig(entry.model_name, model, vendor.name, _api_base(vendor, entry.api_base), tuple(keys), **options)
+
+
+def _warn(config: Config, path: Path) -> None:
+    """Log what is no mistake but will not work, or not as one may think."""
+    if config.gateway.openai_api.enabled and not config.gateway.openai_api.bearer_tokens:
+        log.warning("gateway.openai_api is enabled without bearer_tokens: every request will be refused")
+    for model in config.model_list:
+        vendor, name = VENDORS[model.vendor], quoted(model.model_name)
+        if not model.is_usable:
+            log.warning(
+                "model %s cannot be asked: %s speaks its own protocol; api_base may name a gateway in front of "
+                "it that speaks OpenAI's",
+                name,
+                vendor.name,
+            )
+        elif not vendor.speaks_openai and vendor.name != ECHO:
+            log.warning("model %s is asked in OpenAI's protocol, not in that of %s", name, vendor.name)
+        if vendor.needs_key and not model.api_keys and _has_vault(path):
+            log.warning("model %s has no key; %s is not read, so give it as env:NAME or file:PATH", name, SECURITY_FILE)

@@ -1,0 +1,290 @@
+"""What a configuration holds: the values that the other rooms get, and the shapes in which the file says them.
+
+Theory: a key of the file is a field here, of the same name; its type says what it must be, its default what it is when
+the file does not say. Where file and value differ (``provider`` and ``model`` become ``vendor``, one key has two
+spellings) the file has a shape of its own, named ``...Entry``, and ``config`` makes the value of it.
+Editing rule: a new key is a field with a type and a default, a line in ``config.example.json``, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+import attrs
+
+from .config_checks import (
+    Count,
+    FieldName,
+    HeaderName,
+    HeaderValue,
+    Hosts,
+    LogLevel,
+    ModelId,
+    Name,
+    Origin,
+    ProxyUrl,
+    Seconds,
+    between,
+    check_writable_json,
+    hosts_of,
+    zero_means,
+)
+from .vendors import ECHO
+
+DEFAULT_REQUEST_TIMEOUT = 120.0
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Secret:
+    """A text that shows only where it is revealed: ``str`` and ``repr`` give ``***``. Equal and hashed by value."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "***"
+
+    def __eq__(self, other: object) -> bool:
+        return self._text == other._text if isinstance(other, Secret) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((Secret, self._text))
+
+
+@attrs.frozen(kw_only=True)
+class UpstreamOptions:
+    """The part of a ``model_list`` entry that is the same in file and value.
+
+    Attributes:
+        proxy: http, https or socks5 address; may hold a password.
+        fallbacks: aliases to ask, in order, when this one fails.
+        rpm: requests a minute, 0 for no limit.
+        max_tokens_field: what the upstream calls ``max_tokens``; None to choose by the model.
+        request_timeout: seconds of one attempt.
+        extra_body: merged last into the body of a request; JSON, the inner parts plain dicts and lists.
+        custom_headers: legal names and values; they replace the gateway's own.
+        user_agent: None for the gateway's own.
+    """
+
+    proxy: ProxyUrl | None = attrs.field(default=None, repr=False)
+    fallbacks: tuple[Name, ...] = ()
+    rpm: Annotated[int, between(0)] = 0
+    max_tokens_field: FieldName | None = None
+    request_timeout: Annotated[float, between(0), zero_means(DEFAULT_REQUEST_TIMEOUT)] = DEFAULT_REQUEST_TIMEOUT
+    extra_body: Annotated[Mapping[str, Any], check_writable_json] = attrs.field(default=NOTHING, repr=False)
+    custom_headers: Mapping[HeaderName, HeaderValue] = attrs.field(default=NOTHING, repr=False)
+    user_agent: HeaderValue | None = None
+
+
+@attrs.frozen
+class ModelEntry(UpstreamOptions):
+    """A ``model_list`` entry as the file has it. ``api_key`` is one more key in front of ``api_keys``."""
+
+    model_name: Name
+    model: ModelId
+    provider: Name | None = None
+    api_base: str | None = attrs.field(default=None, repr=False)
+    api_key: Secret | None = None
+    api_keys: tuple[Secret, ...] = ()
+
+
+@attrs.frozen
+class ModelConfig(UpstreamOptions):
+    """One target: an alias, and who is asked for it under which id. Targets of one alias share its load.
+
+    Attributes:
+        model_name: the alias; any text without control characters, also beyond ASCII.
+        model: the id as the upstream knows it.
+        vendor: canonical name of the vendor, e.g. ``openai``.
+        api_base: address in front of ``/chat/completions``, without a slash at its end. None for ``echo``, and where
+            the vendor speaks only a protocol of its own: such a target is not ``is_usable``.
+        api_keys: may be empty, then no ``Authorization`` is sent.
+    """
+
+    model_name: str
+    model: str
+    vendor: str
+    api_base: str | None
+    api_keys: tuple[Secret, ...] = ()
+
+    @property
+    def is_usable(self) -> bool:
+        return self.api_base is not None or self.vendor == ECHO
+
+
+@attrs.frozen
+class ModelChoice:
+    """An agent's ``model``; the file may also have the primary alias alone, as a string."""
+
+    primary: Name | None = None
+    fallbacks: tuple[Name, ...] = ()
+
+
+@attrs.frozen
+class AgentEntry:
+    """An ``agents.list`` entry as the file has it."""
+
+    id: Name = "main"
+    default: bool = False
+    name: str = ""
+    model: ModelChoice = ModelChoice()
+    workspace: Path | None = None
+
+
+@attrs.frozen
+class AgentConfig:
+    """An agent. ``model`` and ``workspace`` are None where ``AgentDefaults`` decide; ``fallbacks`` are aliases."""
+
+    id: str = "main"
+    default: bool = False
+    name: str = ""
+    model: str | None = None
+    fallbacks: tuple[str, ...] = ()
+    workspace: Path | None = None
+
+
+@attrs.frozen
+class AgentDefaults:
+    """What holds for an agent that does not say otherwise.
+
+    Attributes:
+        model_name, model_fallbacks: aliases.
+        workspace: folder of the agent's own prompt; absolute, once loaded.
+        max_tokens, temperature: what a request asks for that does not say; None to leave them to the upstream.
+    """
+
+    model_name: Name | None = None
+    model_fallbacks: tuple[Name, ...] = ()
+    workspace: Path = Path("workspace")
+    max_tokens: Annotated[int, between(0), zero_means(None)] | None = None
+    temperature: Annotated[float, between(0, 2)] | None = None
+
+
+@attrs.frozen
+class DefaultsEntry(AgentDefaults):
+    """``agents.defaults`` as the file has it. ``model`` is the old spelling of ``model_name``, which wins."""
+
+    model: Name | None = attrs.field(default=None, metadata={"old spelling of": "model_name"})
+
+
+@attrs.frozen
+class AgentsEntry:
+    """``agents`` as the file has it."""
+
+    defaults: DefaultsEntry = DefaultsEntry()
+    list: tuple[AgentEntry, ...] = ()
+
+
+@attrs.frozen
+class AgentsConfig:
+    """Every agent, in the order of the file."""
+
+    defaults: AgentDefaults = AgentDefaults()
+    list: tuple[AgentConfig, ...] = ()
+
+
+@attrs.frozen
+class OpenAIApiConfig:
+    """``gateway.openai_api``: the endpoint.
+
+    Attributes:
+        bearer_tokens: who may come in; while it is empty nobody may.
+        streaming: whether ``stream: true`` is served, or answered with 501.
+        body_timeout: seconds for a request's body to arrive.
+        turn_timeout: seconds for a whole turn, with its tools, retries and fallbacks.
+        max_turns: turns at once; beyond them ``max_waiting`` requests wait, each ``max_wait`` seconds at most.
+        write_timeout: seconds that a client may leave what we send unread.
+        ping_interval: seconds of silence after which a stream sends a comment.
+        on_disconnect: whether a turn ends with its client or is finished for the record.
+        cors_origins: origins whose pages may call us; ``*`` for all.
+        history: who remembers the conversation.
+    """
+
+    enabled: bool = False
+    bearer_tokens: tuple[Secret, ...] = ()
+    model_scope: Literal["global", "session"] = "global"
+    streaming: bool = False
+    max_body_bytes: Count = 20 * 1024 * 1024
+    body_timeout: Seconds = 30.0
+    turn_timeout: Seconds = 600.0
+    max_turns: Count = 1024
+    max_waiting: Annotated[int, between(0)] = 1024
+    max_wait: Seconds = 10.0
+    write_timeout: Seconds = 30.0
+    ping_interval: Seconds = 10.0
+    on_disconnect: Literal["cancel", "finish"] = "cancel"
+    cors_origins: tuple[Origin, ...] = ()
+    history: Literal["client"] = "client"
+
+
+@attrs.frozen
+class GatewayConfig:
+    """``gateway``: where we listen, what we log, and how long we take to leave.
+
+    Attributes:
+        host: name or address, several with commas between them, ``*`` for every IPv4 address; ``hosts`` has them apart.
+        port: 0 lets the system choose.
+        grace: seconds that running turns get at shutdown.
+    """
+
+    host: Hosts = "127.0.0.1"
+    port: Annotated[int, between(0, 65535)] = 18790
+    log_level: LogLevel = "warn"
+    log_format: Literal["console", "json"] = "console"
+    grace: Annotated[float, between(0)] = 30.0
+    openai_api: OpenAIApiConfig = OpenAIApiConfig()
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        return hosts_of(self.host)
+
+
+@attrs.frozen
+class ConfigFile:
+    """The whole file. Keys of PicoClaw's other parts are not here, and are passed over."""
+
+    version: Annotated[int, between(1, 3)] | None = None
+    gateway: GatewayConfig = GatewayConfig()
+    agents: AgentsEntry = AgentsEntry()
+    model_list: tuple[ModelEntry, ...] = ()
+
+
+@attrs.frozen
+class Config:
+    """A configuration in which nothing is wrong.
+
+    Attributes:
+        path: the file it came from; None if there was none.
+        home: folder of the gateway's own files.
+    """
+
+    path: Path | None
+    home: Path
+    gateway: GatewayConfig = GatewayConfig()
+    agents: AgentsConfig = AgentsConfig()
+    model_list: tuple[ModelConfig, ...] = ()
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Every alias once, in the order of ``model_list``."""
+        return tuple(dict.fromkeys(model.model_name for model in self.model_list))
+
+    @property
+    def default_agent(self) -> AgentConfig:
+        """The agent marked ``default``, else the first, else one that is nothing but the defaults."""
+        agents = self.agents.list
+        return next((agent for agent in agents if agent.default), agents[0] if agents else AgentConfig(default=True))
+
+    @property
+    def default_alias(self) -> str | None:
+        """What answers where neither request nor session names a model; None while there is no model at all."""
+        chosen = self.default_agent.model or self.agents.defaults.model_name
+        return (chosen or self.aliases[0]) if self.aliases else None
