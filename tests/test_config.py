@@ -26,9 +26,9 @@ from picoclaw_trio.config import (
     create_first_config,
     load_config,
 )
-from picoclaw_trio.config_checks import check_url
-from picoclaw_trio.config_strict import Wrong, strict_converter
-from picoclaw_trio.config_values import ConfigFile, ModelChoice
+from picoclaw_trio.config.checks import check_url
+from picoclaw_trio.config.strict import Wrong, strict_converter
+from picoclaw_trio.config.values import ConfigFile, ModelChoice
 from picoclaw_trio.connections import parse_proxy, parse_url
 from picoclaw_trio.errors import ConfigError, Problem
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from picoclaw_trio.config_checks import check_url
-from picoclaw_trio.vendors import ALIASES, VENDORS, UnknownVendorError, find_vendor, resolve
+from picoclaw_trio.config.checks import check_url
+from picoclaw_trio.config.vendors import ALIASES, VENDORS, UnknownVendorError, find_vendor, resolve
 
 FOREIGN = {
     "anthropic-messages",

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import attrs
 
-from .config_checks import (
+from .checks import (
     Count,
     FieldName,
     HeaderName,

@@ -17,9 +17,9 @@ from typing import Any
 
 import orjson
 
-from .config_strict import Place, Wrong, expect, wrong
-from .config_values import Secret
-from .errors import ConfigError, Problem
+from ..errors import ConfigError, Problem
+from .strict import Place, Wrong, expect, wrong
+from .values import Secret
 
 MAX_CONFIG_BYTES = 16 * 1024 * 1024
 MAX_SECRET_BYTES = 64 * 1024

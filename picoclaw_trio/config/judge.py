@@ -1,6 +1,6 @@
 """The configuration file -> a frozen ``Config``, or every problem that it has, each with its address.
 
-Theory: the JSON is judged twice: part by part by the types of ``config_values``, and as a whole by the checks here.
+Theory: the JSON is judged twice: part by part by the types of ``values``, and as a whole by the checks here.
 These read the JSON too, not the values, so that one bad part does not hide what is wrong between two others. Only what
 passes both becomes a ``Config``.
 Editing rule: what one value alone can show is a check in its type, not here. No message repeats a value that may be a
@@ -18,18 +18,18 @@ from typing import Any
 import attrs
 from cattrs import Converter
 
-from .config_checks import Name, check_url
-from .config_sources import (
+from ..errors import ConfigError, Problem
+from .checks import Name, check_url
+from .sources import (
     apply_variables,
     config_home,
     config_path,
-    create_first_config,
     expand,
     read_json,
     read_secret,
 )
-from .config_strict import Place, Tray, Wrong, address, did_you_mean, expect, quoted, strict_converter, wrong
-from .config_values import (
+from .strict import Place, Tray, Wrong, address, did_you_mean, expect, quoted, strict_converter, wrong
+from .values import (
     AgentConfig,
     AgentDefaults,
     AgentEntry,
@@ -42,29 +42,12 @@ from .config_values import (
     ModelChoice,
     ModelConfig,
     ModelEntry,
-    OpenAIApiConfig,
     Secret,
     UpstreamOptions,
 )
-from .errors import ConfigError, Problem
 from .vendors import DEFAULT_VENDOR, ECHO, VENDORS, UnknownVendorError, Vendor, resolve
 
-__all__ = [
-    "AgentConfig",
-    "AgentDefaults",
-    "AgentsConfig",
-    "Config",
-    "GatewayConfig",
-    "ModelConfig",
-    "OpenAIApiConfig",
-    "Secret",
-    "config_home",
-    "config_path",
-    "create_first_config",
-    "load_config",
-]
-
-log = logging.getLogger(__name__)
+log = logging.getLogger("picoclaw_trio.config")
 
 SECURITY_FILE = ".security.yml"
 # Keys of a PicoClaw entry that say nothing to us.

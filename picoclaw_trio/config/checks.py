@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from .config_strict import quoted, wrong
+from .strict import quoted, wrong
 
 Check = Callable[[Any], Any]
 
