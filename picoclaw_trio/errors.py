@@ -8,7 +8,7 @@ Editing rule: a new failure is a new class or a new ``kind`` here, never a statu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 import attrs
@@ -178,6 +178,14 @@ class UpstreamError(GatewayError):
             error.param = param
             error.code = code or error.code
         return error
+
+    def hide(self, secrets: Iterable[str]) -> None:
+        """Put ``***`` in the place of each of *secrets* that the upstream has said."""
+        for secret in secrets:
+            self.message = self.message.replace(secret, "***")
+            self.detail = self.detail.replace(secret, "***")
+            self.param = self.param and self.param.replace(secret, "***")
+            self.code = self.code and self.code.replace(secret, "***")
 
 
 @attrs.frozen

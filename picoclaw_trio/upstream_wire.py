@@ -1,0 +1,310 @@
+"""The upstream's side of the OpenAI API: requests to bytes, and its answers to events.
+
+Theory: upstreams are many and few of them are exact. What is missing is filled in, what has another shape is put
+right, and what cannot be understood is an ``UpstreamError`` whose kind says what to do about it.
+Editing rule: a quirk of an upstream is mended here, in the function that reads the field it stands in.
+
+Source: https://platform.openai.com/docs/api-reference/chat/object and .../chat/streaming
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+
+import attrs
+import orjson
+
+from .errors import UpstreamError
+from .replies import Delta, ExtraDelta, TextDelta, ToolCallDelta, Usage
+from .shapes import Json, load
+from .wire import Message
+
+
+@attrs.frozen
+class UpstreamRequest:
+    """What a model is asked: the conversation and the fields that go with it, without a target.
+
+    ``keep_text`` false: whoever asks has the text from the events, so the reply need not hold it again.
+    """
+
+    messages: Sequence[Message]
+    parameters: Mapping[str, Json]
+    stream: bool
+    keep_text: bool = True
+
+
+@attrs.frozen
+class ModelSettings:
+    """How one target wants its requests.
+
+    Attributes:
+        model: the id that the upstream knows.
+        max_tokens_field: its spelling of the token limit; None to pass on the client's.
+        extra_body: fields to merge in last.
+        max_tokens, temperature: for a request that does not say; None to leave them to the upstream.
+    """
+
+    model: str
+    max_tokens_field: str | None
+    extra_body: Mapping[str, Json]
+    max_tokens: int | None = None
+    temperature: float | None = None
+
+
+# Text fields of a message that arrive in pieces, by the names that upstreams use.
+TEXT_FIELDS = ("reasoning_content", "reasoning", "content", "refusal")
+FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
+# Words of upstreams for OpenAI's; any other word means "stop".
+OTHER_FINISH_REASONS = {"max_tokens": "length", "safety": "content_filter", "tool_use": "tool_calls"}
+TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
+# Parts of the ids of models that want the second of these, and may refuse the first.
+WANT_COMPLETION_LIMIT = ("glm", "o1", "gpt-5")
+
+
+def encode_request(request: UpstreamRequest, settings: ModelSettings) -> bytes:
+    """The body of ``POST {base}/chat/completions``."""
+    body: dict[str, Json] = {
+        "model": settings.model,
+        "messages": [message.body for message in request.messages],
+        **request.parameters,
+    }
+    _add_defaults(body, settings)
+    if settings.max_tokens_field is not None:
+        _rename_token_limit(body, settings.max_tokens_field)
+    if request.stream:
+        body["stream"] = True
+        body["stream_options"] = {"include_usage": True}
+    body.update(settings.extra_body)
+    return orjson.dumps(body)
+
+
+def _add_defaults(body: dict[str, Json], settings: ModelSettings) -> None:
+    if settings.temperature is not None:
+        body.setdefault("temperature", settings.temperature)
+    if settings.max_tokens is not None and not any(name in body for name in TOKEN_LIMITS):
+        wants_other = any(part in settings.model for part in WANT_COMPLETION_LIMIT)
+        body[TOKEN_LIMITS[wants_other]] = settings.max_tokens
+
+
+def _rename_token_limit(body: dict[str, Json], field: str) -> None:
+    limits = [body.pop(name) for name in TOKEN_LIMITS if name in body]
+    if limits:
+        body[field] = limits[-1]
+
+
+@attrs.frozen
+class Chunk:
+    """One unit of an upstream's answer: a chunk of a stream, or the whole of an unstreamed one."""
+
+    events: tuple[Delta, ...] = ()
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    model: str | None = None
+    fingerprint: str | None = None
+    service_tier: str | None = None
+
+
+def merge_endings(so_far: Chunk, more: Chunk) -> Chunk:
+    """What two chunks say of the reply as a whole; the later one wins where both say something. No events."""
+    return Chunk(
+        (),
+        more.finish_reason or so_far.finish_reason,
+        more.usage or so_far.usage,
+        more.model or so_far.model,
+        more.fingerprint or so_far.fingerprint,
+        more.service_tier or so_far.service_tier,
+    )
+
+
+def decode_completion(raw: bytes) -> Chunk:
+    """A whole ``chat.completion``.
+
+    Raises:
+        UpstreamError: kind ``garbled``: not JSON, or no choice in it; or as ``decode_chunk`` for an error object.
+    """
+    body = _decode_object(raw)
+    choice = _first_choice(body)
+    if choice is None or not isinstance(choice.get("message"), dict):
+        raise UpstreamError("garbled", "its answer holds no choice")
+    return _chunk(body, choice, choice["message"])
+
+
+def decode_chunk(data: bytes) -> Chunk:
+    """The data of one event of a stream.
+
+    A chunk without a choice is one that carries usage or nothing.
+
+    Raises:
+        UpstreamError: kind ``garbled``: not a JSON object; or the kind that the error object within tells.
+    """
+    body = _decode_object(data)
+    choice = _first_choice(body)
+    if choice is None:
+        return _chunk(body, {}, {})
+    # Some servers answer a streamed request with whole messages.
+    delta = choice.get("delta") or choice.get("message") or {}
+    return _chunk(body, choice, delta if isinstance(delta, dict) else {})
+
+
+def _decode_object(raw: bytes) -> dict[str, Json]:
+    try:
+        body = load(raw)
+    except ValueError as exc:
+        raise UpstreamError("garbled", "its answer is not JSON", detail=raw[:200].decode(errors="replace")) from exc
+    if not isinstance(body, dict):
+        raise UpstreamError("garbled", "its answer is not a JSON object")
+    if body.get("error"):
+        raise decode_error_object(None, body)
+    return body
+
+
+def _first_choice(body: Mapping[str, Json]) -> dict[str, Json] | None:
+    choices = body.get("choices")
+    if isinstance(choices, list) and choices and isinstance(choices[0], dict):
+        return choices[0]
+    return None
+
+
+def _chunk(body: Mapping[str, Json], choice: Mapping[str, Json], said: Mapping[str, Json]) -> Chunk:
+    logprobs = choice.get("logprobs")
+    events = tuple(_events(said, logprobs if isinstance(logprobs, dict) else None))
+    return Chunk(
+        events,
+        _finish_reason(choice.get("finish_reason")),
+        _usage(body.get("usage")),
+        _string(body.get("model")),
+        _string(body.get("system_fingerprint")),
+        _string(body.get("service_tier")),
+    )
+
+
+def _string(value: Json) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _finish_reason(value: Json) -> str | None:
+    if not isinstance(value, str) or not value:
+        return None  # some say "" as long as there is more to come
+    return value if value in FINISH_REASONS else OTHER_FINISH_REASONS.get(value.lower(), "stop")
+
+
+def _events(said: Mapping[str, Json], logprobs: Mapping[str, Json] | None) -> Iterator[Delta]:
+    texts = {field: text for field in TEXT_FIELDS if (text := _text(said.get(field))) is not None}
+    if logprobs is not None and not texts:
+        texts["content"] = ""
+    # Logprobs belong to the choice as a whole: they go with whichever text there is, the visible one first.
+    bearer = next((field for field in ("content", "refusal", *texts) if field in texts), None)
+    for field, text in texts.items():
+        yield TextDelta(text, field, logprobs if field == bearer else None)
+    yield from _tool_calls(said.get("tool_calls"))
+    extra = {name: value for name, value in said.items() if name not in KNOWN and value is not None}
+    if extra:
+        yield ExtraDelta(extra)
+
+
+KNOWN = frozenset({"role", "tool_calls", *TEXT_FIELDS})
+
+
+def _text(value: Json) -> str | None:
+    """A list of parts, which some reasoning models give, as the text in it; an object or a number as its JSON."""
+    if value is None or isinstance(value, bool):
+        return None
+    if isinstance(value, list):
+        return "".join(part["text"] for part in value if isinstance(part, dict) and isinstance(part.get("text"), str))
+    return _spelled(value)
+
+
+def _spelled(value: Json) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def _tool_calls(calls: Json) -> Iterator[ToolCallDelta]:
+    if not isinstance(calls, list | None):
+        raise UpstreamError("garbled", "its answer holds tool calls that are no array")
+    for position, call in enumerate(calls or ()):
+        if not isinstance(call, dict):
+            raise UpstreamError("garbled", "its answer holds a tool call that is no object")
+        index = call.get("index")
+        yield ToolCallDelta(index if type(index) is int else position, _mended_call(call))
+
+
+# Arguments are JSON in a string; Ollama and others have sent the object itself.
+CALL_STRINGS = frozenset({"id", "type", "name", "arguments", "input"})
+
+
+def _mended_call(call: Mapping[str, Json]) -> dict[str, Json]:
+    """What a call, or a piece of one, says, in OpenAI's shape."""
+    mended = _mended(call)
+    mended.pop("index", None)
+    for name in mended.keys() & {"function", "custom"}:
+        if not isinstance(mended[name], dict):
+            raise UpstreamError("garbled", f"its answer holds a tool call whose {name} is no object")
+        mended[name] = _mended(mended[name])
+    return mended
+
+
+def _mended(piece: Mapping[str, Json]) -> dict[str, Json]:
+    given = {name: value for name, value in piece.items() if value is not None}
+    return {name: _spelled(value) if name in CALL_STRINGS else value for name, value in given.items()}
+
+
+def complete_calls(message: Mapping[str, Json]) -> Mapping[str, Json]:
+    """The message with an id, a type and arguments for each tool call, where the upstream left them out."""
+    calls = message.get("tool_calls")
+    return {**message, "tool_calls": [_complete_call(call) for call in calls]} if calls else message
+
+
+def _complete_call(call: Mapping[str, Json]) -> dict[str, Json]:
+    whole = {
+        **call,
+        "id": call.get("id") or f"call_{secrets.token_hex(12)}",
+        "type": call.get("type") or "function",
+    }
+    if "function" in call:
+        whole["function"] = {"arguments": "{}", **call["function"]}
+    return whole
+
+
+COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
+
+
+def _usage(value: Json) -> Usage | None:
+    if not isinstance(value, dict) or not value:
+        return None
+    prompt, completion, total = (_count(value.get(name)) for name in COUNTS)
+    details = {name: item for name, item in value.items() if name not in COUNTS and item is not None}
+    return Usage(prompt, completion, total or prompt + completion, details)
+
+
+def _count(value: Json) -> int:
+    return value if type(value) is int and value >= 0 else 0
+
+
+def decode_error(status: int, raw: bytes, retry_after: float | None) -> UpstreamError:
+    """What an answer with a status other than 200 says went wrong. *raw* may be anything, e.g. a proxy's HTML."""
+    try:
+        body = load(raw)
+    except ValueError:
+        body = None
+    if not isinstance(body, dict) or not body.get("error"):
+        body = {"error": {"message": raw[:200].decode(errors="replace")}}
+    return decode_error_object(status, body, retry_after)
+
+
+def decode_error_object(
+    status: int | None, body: Mapping[str, Json], retry_after: float | None = None
+) -> UpstreamError:
+    """An upstream's error object; *status* is None inside an answer that had begun with 200."""
+    error = body["error"]
+    told = error if isinstance(error, dict) else {"message": error}
+    code = told.get("code")
+    if status is None and isinstance(code, int) and 400 <= code <= 599:
+        status = code  # OpenRouter and llama.cpp put the status there
+    return UpstreamError.from_status(
+        status,
+        message=_spelled(told.get("message") or ""),
+        param=_string(told.get("param")),
+        code=_string(code),
+        retry_after=retry_after,
+    )
