@@ -1,0 +1,124 @@
+"""How many turns run at once, and who is next.
+
+Theory: up to ``max_turns`` run, up to ``max_waiting`` stand in line for at most ``max_wait`` seconds, everyone else is
+refused at once. There is a line for each holder of a token and a freed place goes to the lines in turn, so a flood
+from one client costs that client's own time.
+Editing rule: a place is handed over in ``leave`` and nowhere else; between a hand-over and the wake-up of the one who
+gets it the place counts as taken.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import attrs
+import trio
+
+from .errors import BusyError
+
+
+@attrs.frozen
+class AdmissionStatistics:
+    """Counts of this moment."""
+
+    running: int
+    waiting: int
+
+
+@attrs.define
+class Admission:
+    """The gate before a turn.
+
+    Args:
+        max_turns: turns in flight.
+        max_waiting: requests in line, over all holders.
+        max_wait: seconds that one may stand in line.
+    """
+
+    max_turns: int
+    max_waiting: int
+    max_wait: float
+    draining: bool = attrs.field(default=False, init=False)
+    _running: int = attrs.field(default=0, init=False)
+    _waiting: int = attrs.field(default=0, init=False)
+    # {holder: events of those in line}; the first key is the holder whose turn it is.
+    _lines: OrderedDict[int, deque[trio.Event]] = attrs.field(factory=OrderedDict, init=False)
+
+    def statistics(self) -> AdmissionStatistics:
+        return AdmissionStatistics(self._running, self._waiting)
+
+    def check_open(self) -> None:
+        """
+        Raises:
+            BusyError: code ``shutting_down``: the server takes no more requests.
+        """
+        if self.draining:
+            raise BusyError("The gateway is shutting down.", "shutting_down")
+
+    def drain(self) -> None:
+        """Take nobody in from now on, and send away who stands in line; what runs may go on."""
+        self.draining = True
+        for line in self._lines.values():
+            for event in line:
+                event.set()
+
+    @asynccontextmanager
+    async def turn(self, holder: int) -> AsyncIterator[None]:
+        """A place for one turn, from entering to leaving.
+
+        Args:
+            holder: whose line to stand in.
+
+        Raises:
+            BusyError: code ``overloaded``: no place and no room to wait, or none in time; or ``shutting_down``.
+        """
+        self.check_open()
+        if self._running < self.max_turns and not self._waiting:
+            self._running += 1
+        else:
+            await self._wait_place(holder)
+        try:
+            yield
+        finally:
+            self._leave()
+
+    async def _wait_place(self, holder: int) -> None:
+        if self._waiting >= self.max_waiting:
+            raise BusyError("Too many requests are in flight and in line.", "overloaded")
+        event = trio.Event()
+        self._lines.setdefault(holder, deque()).append(event)
+        self._waiting += 1
+        try:
+            with trio.move_on_after(self.max_wait):
+                await event.wait()
+        except trio.Cancelled:
+            if not self._step_out(holder, event):
+                self._leave()
+            raise
+        if self._step_out(holder, event):
+            self.check_open()
+            raise BusyError("No place became free in time.", "overloaded")
+
+    def _step_out(self, holder: int, event: trio.Event) -> bool:
+        """Leave the line; False where a place had been handed over already."""
+        line = self._lines.get(holder, ())
+        if event not in line:
+            return False
+        assert isinstance(line, deque)
+        line.remove(event)
+        self._waiting -= 1
+        if not line:
+            del self._lines[holder]
+        return True
+
+    def _leave(self) -> None:
+        if not self._lines or self.draining:
+            self._running -= 1
+            return
+        holder, line = self._lines.popitem(last=False)
+        line.popleft().set()
+        self._waiting -= 1
+        if line:
+            self._lines[holder] = line

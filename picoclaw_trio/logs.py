@@ -1,0 +1,66 @@
+"""Log lines: one event a line, for people or as JSON, through the standard library's logging.
+
+Theory: every room logs to ``structlog`` or to ``logging``; both end in one handler that this room sets up once for the
+process. A request's id is bound to the context, so that each line of its work carries it.
+Editing rule: no other room touches handlers, levels or formats.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "fatal": logging.CRITICAL,
+}
+
+
+def configure(level: str, format: str) -> None:
+    """Send this process's log to standard error.
+
+    Args:
+        level: least severe level that is shown, a key of ``LEVELS``.
+        format: ``console`` for people, ``json`` for one object a line.
+    """
+    number = LEVELS[level]
+    steps: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*steps, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*steps, structlog.stdlib.ExtraAdder()], processors=_last_steps(format)
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(number)
+
+
+def _last_steps(format: str) -> list[Any]:
+    without_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    if format == "json":
+        return [without_meta, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    # Plain tracebacks: the pretty ones print local variables, and those may hold a key.
+    plain = structlog.dev.plain_traceback
+    return [
+        without_meta,
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain),
+    ]

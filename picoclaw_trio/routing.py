@@ -1,0 +1,170 @@
+"""From an alias to the targets that can answer it, and what to do when one of them fails.
+
+Theory: the entries of ``model_list`` become targets once, when the configuration is read; a request only takes a turn
+at them. What follows a failure is decided by its kind and by whether the client has seen text, never by a message.
+Editing rule: every decision to try again stands in ``ON_FAILURE``. Nothing else asks twice.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+import attrs
+
+from .config import AgentDefaults, Config, ModelConfig, Secret
+from .errors import UPSTREAM_FAILURES, RequestError
+from .health import Allowance, Health
+from .upstream_wire import ModelSettings
+
+Action: TypeAlias = Literal["retry", "fall_back", "give_up"]
+RETRY: Action = "retry"  # the same target again, after a pause
+FALL_BACK: Action = "fall_back"  # the next target
+GIVE_UP: Action = "give_up"  # this failure is the answer
+
+# {(kind of failure, has the client been given text): action}
+ON_FAILURE: Mapping[tuple[str, bool], Action] = MappingProxyType(
+    {
+        ("rejected", False): GIVE_UP,  # another model would refuse it too, or answer another question
+        ("auth", False): FALL_BACK,
+        ("unknown_model", False): FALL_BACK,
+        ("unsupported", False): FALL_BACK,
+        ("rate_limited", False): RETRY,  # honours Retry-After while it is short, then falls back
+        ("server", False): RETRY,
+        ("unreachable", False): RETRY,
+        ("lost", False): FALL_BACK,  # the upstream may still be at work: never the same question there again
+        ("garbled", False): FALL_BACK,
+        ("timeout", False): FALL_BACK,  # likewise
+        # A second answer would follow half of the first.
+        **{(kind, True): GIVE_UP for kind in UPSTREAM_FAILURES},
+    }
+)
+
+
+# After these the upstream may still be at work on the request, unheard: the same model there is not asked again.
+MAY_STILL_RUN = frozenset({"lost", "timeout"})
+
+
+@attrs.frozen(eq=False)
+class Target:
+    """One base address with a model id and a key.
+
+    Attributes:
+        alias: the ``model_name`` that it stands under.
+        vendor: the protocol's name, ``echo`` for the one in process.
+        base: address without a trailing slash; None for ``echo``, and where the vendor's protocol is not spoken.
+        key: None where the upstream wants none.
+        request_timeout: seconds for one attempt; for a stream, until its first byte and between two.
+        health: what was learned of it; the one thing here that changes.
+    """
+
+    alias: str
+    vendor: str
+    base: str | None
+    key: Secret | None
+    settings: ModelSettings
+    headers: Mapping[str, str]
+    request_timeout: float
+    proxy: str | None
+    health: Health = attrs.field(factory=lambda: Health(Allowance(0)))
+
+
+@attrs.frozen
+class Route:
+    """The targets for one request, in the order in which they are tried. Never empty."""
+
+    targets: tuple[Target, ...]
+
+
+@attrs.define
+class Router:
+    """Gives each request its route; requests for one alias take its targets in turn."""
+
+    _targets: Mapping[str, tuple[Target, ...]]
+    _fallbacks: Mapping[str, tuple[str, ...]]
+    # {(alias that was asked for, alias of the targets): turns taken}. Whoever only falls back to an alias takes no turn
+    # from those who ask for it.
+    _turns: defaultdict[tuple[str, str], Iterator[int]] = attrs.field(
+        factory=lambda: defaultdict(itertools.count), init=False
+    )
+
+    @classmethod
+    def from_config(cls, config: Config) -> Router:
+        targets: dict[str, tuple[Target, ...]] = {}
+        for entry in config.model_list:
+            more = tuple(_targets(entry, config.agents.defaults))
+            targets[entry.model_name] = targets.get(entry.model_name, ()) + more
+        return cls(targets, {alias: tuple(_fallbacks(config, alias)) for alias in targets})
+
+    @property
+    def aliases(self) -> Iterable[str]:
+        return self._targets.keys()
+
+    def check_alias(self, alias: str) -> None:
+        """
+        Raises:
+            RequestError: status 404, code ``model_not_found``; the message lists the aliases that there are.
+        """
+        if alias not in self._targets:
+            names = ", ".join(sorted(self._targets)) or "none"
+            raise RequestError(
+                f"The model '{alias}' is not configured here. Configured models: {names}.",
+                "model",
+                "model_not_found",
+                status=404,
+            )
+
+    def route(self, alias: str, now: float) -> Route:
+        """The targets of *alias*, beginning with the one whose turn it is, then those of its fallbacks.
+
+        Those that are not fit to be asked come last, in the same order.
+
+        Args:
+            now: the time on the clock of the targets' health.
+        """
+        names = (alias, *self._fallbacks[alias])
+        targets = tuple(itertools.chain.from_iterable(self._in_turn(alias, name) for name in names))
+        if len(targets) == 1:
+            return Route(targets)
+        return Route(tuple(sorted(targets, key=lambda target: not target.health.is_fit(now))))
+
+    def _in_turn(self, asked: str, alias: str) -> tuple[Target, ...]:
+        targets = self._targets[alias]
+        if len(targets) == 1:
+            return targets
+        first = next(self._turns[asked, alias]) % len(targets)
+        return targets[first:] + targets[:first]
+
+
+def _targets(entry: ModelConfig, defaults: AgentDefaults) -> Iterator[Target]:
+    settings = ModelSettings(
+        entry.model, entry.max_tokens_field, entry.extra_body, defaults.max_tokens, defaults.temperature
+    )
+    allowance = Allowance(entry.rpm)
+    for key in entry.api_keys or (None,):
+        yield Target(
+            alias=entry.model_name,
+            vendor=entry.vendor,
+            base=entry.api_base,
+            key=key,
+            settings=settings,
+            headers=_headers(entry),
+            request_timeout=entry.request_timeout,
+            proxy=entry.proxy,
+            health=Health(allowance),
+        )
+
+
+def _headers(entry: ModelConfig) -> Mapping[str, str]:
+    agent = {} if entry.user_agent is None else {"user-agent": entry.user_agent}
+    return {**agent, **{name.lower(): value for name, value in entry.custom_headers.items()}}
+
+
+def _fallbacks(config: Config, alias: str) -> Iterator[str]:
+    """Aliases to try after *alias*: its entries' own, then the default agent's, then everybody's."""
+    own = [name for entry in config.model_list if entry.model_name == alias for name in entry.fallbacks]
+    names = dict.fromkeys([*own, *config.default_agent.fallbacks, *config.agents.defaults.model_fallbacks])
+    return (name for name in names if name != alias)

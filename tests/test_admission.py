@@ -1,0 +1,450 @@
+"""How many turns run at once, and who is next."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+import pytest
+import strategies  # noqa: F401  # loads the profile
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from picoclaw_trio.admission import Admission, AdmissionStatistics
+from picoclaw_trio.errors import BusyError
+
+EMPTY = AdmissionStatistics(0, 0)
+# (what happened, to whom, when): "in", "out", or the code of a refusal
+Log = list[tuple[str, str, float]]
+
+
+async def run_turn(admission: Admission, log: Log, name: str, seconds: float, holder: int = 0) -> None:
+    """Take a place, keep it for so many seconds, and write down what happened."""
+    try:
+        async with admission.turn(holder):
+            log.append(("in", name, trio.current_time()))
+            await trio.sleep(seconds)
+            log.append(("out", name, trio.current_time()))
+    except BusyError as error:
+        log.append((str(error.code), name, trio.current_time()))
+
+
+def told(log: Log, what: str) -> list[tuple[str, float]]:
+    return [(name, at) for event, name, at in log if event == what]
+
+
+def check_free(admission: Admission) -> None:
+    """Nobody runs or waits, and no place has been lost."""
+    assert EMPTY == admission.statistics()
+
+
+async def start(nursery: trio.Nursery, admission: Admission, log: Log, name: str, holder: int = 0) -> trio.CancelScope:
+    """Begin a turn that lasts until it is cancelled, and let it get where it can."""
+    scope = trio.CancelScope()
+
+    async def run() -> None:
+        with scope:
+            await run_turn(admission, log, name, 1e9, holder)
+
+    nursery.start_soon(run)
+    await wait_all_tasks_blocked()
+    return scope
+
+
+# --- Places and the waiting room -----------------------------------------------------------------------------------
+
+
+async def test_turns_run_at_once_up_to_the_limit_and_the_next_waits_for_a_place(autojump_clock: MockClock) -> None:
+    admission, log = Admission(2, 10, 10.0), Log()
+    async with trio.open_nursery() as nursery:
+        for name, seconds in (("a", 1.0), ("b", 2.5), ("c", 1.0), ("d", 1.0)):
+            nursery.start_soon(run_turn, admission, log, name, seconds)
+            await wait_all_tasks_blocked()
+        assert AdmissionStatistics(2, 2) == admission.statistics()
+
+    assert [("a", 0.0), ("b", 0.0), ("c", 1.0), ("d", 2.0)] == told(log, "in")
+    check_free(admission)
+
+
+async def test_a_free_place_is_taken_without_a_checkpoint() -> None:
+    admission = Admission(1, 0, 0.0)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        async with admission.turn(0):
+            assert AdmissionStatistics(1, 0) == admission.statistics()
+
+    assert not scope.cancelled_caught
+    check_free(admission)
+
+
+async def test_one_who_finds_the_waiting_room_full_is_refused_at_once(autojump_clock: MockClock) -> None:
+    admission, log = Admission(1, 2, 10.0), Log()
+    async with trio.open_nursery() as nursery:
+        for name in "abcd":
+            nursery.start_soon(run_turn, admission, log, name, 1.0)
+            await wait_all_tasks_blocked()
+        assert AdmissionStatistics(1, 2) == admission.statistics()
+
+    assert [("d", 0.0)] == told(log, "overloaded")
+    assert [("a", 0.0), ("b", 1.0), ("c", 2.0)] == told(log, "in")
+    check_free(admission)
+
+
+async def test_the_waiting_room_is_one_for_all_holders(autojump_clock: MockClock) -> None:
+    admission, log = Admission(1, 2, 10.0), Log()
+    async with trio.open_nursery() as nursery:
+        for holder, name in enumerate("abcd"):
+            nursery.start_soon(run_turn, admission, log, name, 1.0, holder)
+            await wait_all_tasks_blocked()
+
+    assert [("d", 0.0)] == told(log, "overloaded")
+
+
+async def test_without_a_waiting_room_everyone_beyond_the_limit_is_refused(autojump_clock: MockClock) -> None:
+    admission, log = Admission(1, 0, 10.0), Log()
+    async with trio.open_nursery() as nursery:
+        for name in "ab":
+            nursery.start_soon(run_turn, admission, log, name, 1.0)
+            await wait_all_tasks_blocked()
+
+    assert [("b", 0.0)] == told(log, "overloaded")
+    check_free(admission)
+
+
+async def test_one_waits_no_longer_than_max_wait(autojump_clock: MockClock) -> None:
+    admission, log = Admission(1, 10, 2.5), Log()
+    async with trio.open_nursery() as nursery:
+        for name in "abc":
+            nursery.start_soon(run_turn, admission, log, name, 7.0)
+            await trio.sleep(1.0)
+        await trio.sleep(2.0)
+        assert AdmissionStatistics(1, 0) == admission.statistics()
+
+    assert [("b", 3.5), ("c", 4.5)] == told(log, "overloaded")
+    check_free(admission)
+
+
+@pytest.mark.parametrize(("max_waiting", "max_wait"), [(0, 10.0), (10, 0.0)])
+async def test_a_refusal_tells_the_client_to_come_back(max_waiting: int, max_wait: float) -> None:
+    admission = Admission(1, max_waiting, max_wait)
+    async with admission.turn(0):
+        with pytest.raises(BusyError) as caught:
+            async with admission.turn(0):
+                raise AssertionError("there is no second place")
+
+    assert (503, "overloaded", {"Retry-After": "1"}) == (caught.value.status, caught.value.code, caught.value.headers)
+    check_free(admission)
+
+
+async def test_a_turn_that_fails_gives_its_place_back() -> None:
+    admission = Admission(1, 0, 0.0)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            async with admission.turn(0):
+                raise ZeroDivisionError
+
+    check_free(admission)
+
+
+# --- Fairness ------------------------------------------------------------------------------------------------------
+
+
+async def order_of(holders: Sequence[str]) -> list[str]:
+    """In which order turns of a second each are let in, one at a time, that came all at once in the given order."""
+    admission, log = Admission(1, 1000, 1e6), Log()
+    async with trio.open_nursery() as nursery:
+        for name in holders:
+            nursery.start_soon(run_turn, admission, log, name, 1.0, ord(name[0]))
+            await wait_all_tasks_blocked()
+    check_free(admission)
+    assert [float(place) for place in range(len(holders))] == [at for _, at in told(log, "in")]
+    return [name for name, _ in told(log, "in")]
+
+
+async def test_a_flood_of_one_holder_does_not_starve_another(autojump_clock: MockClock) -> None:
+    came = ["a1", "a2", "a3", "a4", "a5", "a6", "b1", "b2", "c1"]
+
+    assert ["a1", "a2", "b1", "c1", "a3", "b2", "a4", "a5", "a6"] == await order_of(came)
+
+
+async def test_turns_of_one_holder_are_let_in_as_they_came(autojump_clock: MockClock) -> None:
+    assert ["a1", "a2", "a3", "a4"] == await order_of(["a1", "a2", "a3", "a4"])
+
+
+async def test_one_who_comes_again_stands_behind_the_other_holders(autojump_clock: MockClock) -> None:
+    admission, log = Admission(1, 10, 100.0), Log()
+    async with trio.open_nursery() as nursery:
+        for name in ("a1", "b1", "c1"):
+            nursery.start_soon(run_turn, admission, log, name, 1.0, ord(name[0]))
+            await wait_all_tasks_blocked()
+        await trio.sleep(1.5)  # b1 runs, c1 waits
+        nursery.start_soon(run_turn, admission, log, "b2", 1.0, ord("b"))
+
+    assert [("a1", 0.0), ("b1", 1.0), ("c1", 2.0), ("b2", 3.0)] == told(log, "in")
+
+
+def in_turn(holders: Sequence[int]) -> list[int]:
+    """Places in *holders*, in the order of a round over the holders, the first one apart: it did not wait."""
+    lines: dict[int, deque[int]] = {}
+    for place, holder in enumerate(holders[1:], 1):
+        lines.setdefault(holder, deque()).append(place)
+    order = [0] if holders else []
+    while lines:
+        for holder in list(lines):
+            order.append(lines[holder].popleft())
+            if not lines[holder]:
+                del lines[holder]
+    return order
+
+
+@given(st.lists(st.integers(0, 3), max_size=10))
+def test_places_go_to_the_holders_in_turn(holders: list[int]) -> None:
+    names = [f"{chr(ord('a') + holder)}{place}" for place, holder in enumerate(holders)]
+    order = trio.run(order_of, names, clock=MockClock(autojump_threshold=0))
+
+    assert [names[place] for place in in_turn(holders)] == order
+
+
+# --- Cancellation --------------------------------------------------------------------------------------------------
+
+
+async def test_one_who_is_cancelled_while_waiting_leaves_the_line(autojump_clock: MockClock) -> None:
+    admission, log = Admission(1, 2, 100.0), Log()
+    async with trio.open_nursery() as nursery:
+        first = await start(nursery, admission, log, "a")
+        second = await start(nursery, admission, log, "b")
+        await start(nursery, admission, log, "c")
+        second.cancel()
+        await wait_all_tasks_blocked()
+        assert AdmissionStatistics(1, 1) == admission.statistics()
+        await start(nursery, admission, log, "d")
+        first.cancel()
+        await wait_all_tasks_blocked()
+        assert AdmissionStatistics(1, 1) == admission.statistics()
+        nursery.cancel_scope.cancel()
+
+    assert ["a", "c"] == [name for name, _ in told(log, "in")]
+    check_free(admission)
+
+
+async def test_one_who_is_cancelled_just_after_the_hand_over_gives_the_place_on(autojump_clock: MockClock) -> None:
+    admission, log = Admission(1, 2, 100.0), Log()
+    async with trio.open_nursery() as nursery:
+        turn = admission.turn(0)
+        await turn.__aenter__()
+        second = await start(nursery, admission, log, "b")
+        await start(nursery, admission, log, "c")
+        # Without a checkpoint between: the place is handed over, and then its new owner is cancelled.
+        await turn.__aexit__(None, None, None)
+        second.cancel()
+        assert AdmissionStatistics(1, 1) == admission.statistics()
+        await wait_all_tasks_blocked()
+        assert AdmissionStatistics(1, 0) == admission.statistics()
+        assert "c" == told(log, "in")[-1][0]
+        nursery.cancel_scope.cancel()
+
+    check_free(admission)
+
+
+async def test_one_who_is_cancelled_just_before_the_hand_over_gives_the_place_on(autojump_clock: MockClock) -> None:
+    admission, log = Admission(1, 2, 100.0), Log()
+    async with trio.open_nursery() as nursery:
+        turn = admission.turn(0)
+        await turn.__aenter__()
+        second = await start(nursery, admission, log, "b")
+        await start(nursery, admission, log, "c")
+        # Without a checkpoint between: the one in line is cancelled, and before it knows the place is handed over.
+        second.cancel()
+        await turn.__aexit__(None, None, None)
+        assert AdmissionStatistics(1, 1) == admission.statistics()
+        await wait_all_tasks_blocked()
+        assert AdmissionStatistics(1, 0) == admission.statistics()
+        assert ["c"] == [name for name, _ in told(log, "in")]
+        nursery.cancel_scope.cancel()
+
+    check_free(admission)
+
+
+async def test_all_in_line_may_be_cancelled_as_the_place_is_handed_over(autojump_clock: MockClock) -> None:
+    admission, log = Admission(1, 5, 100.0), Log()
+    async with trio.open_nursery() as nursery:
+        turn = admission.turn(0)
+        await turn.__aenter__()
+        scopes = [await start(nursery, admission, log, name) for name in "bcd"]
+        for scope in scopes[:2]:
+            scope.cancel()
+        await turn.__aexit__(None, None, None)
+        scopes[2].cancel()
+
+    assert [] == told(log, "overloaded")
+    check_free(admission)
+
+
+async def test_a_place_that_comes_at_the_last_moment_is_not_lost(autojump_clock: MockClock) -> None:
+    admission, log = Admission(1, 5, 1.0), Log()
+    async with trio.open_nursery() as nursery:
+        for name in "ab":
+            nursery.start_soon(run_turn, admission, log, name, 1.0)
+            await wait_all_tasks_blocked()
+
+    assert [("b", 1.0)] == told(log, "in")[1:] + told(log, "overloaded")
+    check_free(admission)
+
+
+async def test_a_running_turn_that_is_cancelled_gives_its_place_to_the_next(autojump_clock: MockClock) -> None:
+    admission, log = Admission(1, 5, 100.0), Log()
+    async with trio.open_nursery() as nursery:
+        first = await start(nursery, admission, log, "a")
+        await start(nursery, admission, log, "b")
+        await trio.sleep(3.0)
+        first.cancel()
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+
+    assert [("a", 0.0), ("b", 3.0)] == told(log, "in")
+    check_free(admission)
+
+
+# --- Shutting down -------------------------------------------------------------------------------------------------
+
+
+async def test_draining_lets_run_what_runs_and_sends_everyone_else_away_at_once(autojump_clock: MockClock) -> None:
+    admission, log = Admission(2, 5, 100.0), Log()
+    async with trio.open_nursery() as nursery:
+        for holder, name in enumerate("abcde"):
+            nursery.start_soon(run_turn, admission, log, name, 5.0, holder % 2)
+            await wait_all_tasks_blocked()
+        await trio.sleep(1.0)
+        admission.drain()
+        await wait_all_tasks_blocked()
+        assert AdmissionStatistics(2, 0) == admission.statistics()
+        nursery.start_soon(run_turn, admission, log, "f", 5.0)
+
+    assert [("c", 1.0), ("d", 1.0), ("e", 1.0), ("f", 1.0)] == sorted(told(log, "shutting_down"))
+    assert [("a", 5.0), ("b", 5.0)] == sorted(told(log, "out"))
+    check_free(admission)
+
+
+async def test_a_place_that_becomes_free_while_draining_is_nobodys(autojump_clock: MockClock) -> None:
+    admission, log = Admission(1, 5, 100.0), Log()
+    async with trio.open_nursery() as nursery:
+        turn = admission.turn(0)
+        await turn.__aenter__()
+        await start(nursery, admission, log, "b")
+        # Without a checkpoint between: who stands in line has been sent away, but does not know it yet.
+        admission.drain()
+        await turn.__aexit__(None, None, None)
+
+    assert ["b"] == [name for name, _ in told(log, "shutting_down")]
+    check_free(admission)
+
+
+async def test_one_who_was_given_a_place_before_draining_keeps_it(autojump_clock: MockClock) -> None:
+    admission, log = Admission(1, 5, 100.0), Log()
+    async with trio.open_nursery() as nursery:
+        turn = admission.turn(0)
+        await turn.__aenter__()
+        nursery.start_soon(run_turn, admission, log, "b", 1.0)
+        await wait_all_tasks_blocked()
+        await turn.__aexit__(None, None, None)
+        admission.drain()
+
+    assert [("b", 1.0)] == told(log, "out")
+    check_free(admission)
+
+
+async def test_one_in_line_may_be_cancelled_as_draining_begins(autojump_clock: MockClock) -> None:
+    admission, log = Admission(1, 5, 100.0), Log()
+    async with trio.open_nursery() as nursery:
+        first = await start(nursery, admission, log, "a")
+        second = await start(nursery, admission, log, "b")
+        admission.drain()
+        second.cancel()
+        await wait_all_tasks_blocked()
+        assert AdmissionStatistics(1, 0) == admission.statistics()
+        first.cancel()
+
+    check_free(admission)
+
+
+def test_the_door_is_open_until_draining() -> None:
+    admission = Admission(1, 1, 1.0)
+    admission.check_open()
+    admission.drain()
+    admission.drain()
+
+    with pytest.raises(BusyError) as caught:
+        admission.check_open()
+    assert (503, "shutting_down", {"Retry-After": "1"}) == (
+        caught.value.status,
+        caught.value.code,
+        caught.value.headers,
+    )
+
+
+# --- Any interleaving ----------------------------------------------------------------------------------------------
+
+# (seconds until it comes, holder, seconds that it runs, seconds until it is cancelled): small numbers, so many meet.
+VISITS = st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(0, 3), st.none() | st.integers(0, 6))
+
+
+async def visit_all(
+    admission: Admission, visits: Sequence[tuple[int, int, int, int | None]], drain_at: int | None
+) -> None:
+    """Have all the visits made, watch the limits all the while, and see that nothing is left at the end."""
+    inside = 0
+    refusals: list[tuple[str | None, bool]] = []
+
+    async def visit(comes: int, holder: int, seconds: int, cancelled: int | None) -> None:
+        nonlocal inside
+        with trio.move_on_at(math.inf if cancelled is None else float(cancelled)):
+            await trio.sleep_until(comes)
+            try:
+                async with admission.turn(holder):
+                    inside += 1
+                    try:
+                        assert inside <= admission.max_turns
+                        assert inside <= admission.statistics().running <= admission.max_turns
+                        assert admission.statistics().waiting <= admission.max_waiting
+                        await trio.sleep(seconds)
+                    finally:
+                        inside -= 1
+            except BusyError as error:
+                refusals.append((error.code, admission.draining))
+
+    with trio.fail_after(1000):
+        async with trio.open_nursery() as nursery:
+            for arguments in visits:
+                nursery.start_soon(visit, *arguments)
+            if drain_at is not None:
+                await trio.sleep(drain_at)
+                admission.drain()
+    assert set(refusals) <= {("overloaded", False), ("shutting_down", True)}
+    assert EMPTY == admission.statistics()
+    if drain_at is None:
+        async with AsyncExitStack() as places:
+            for _ in range(admission.max_turns):
+                await places.enter_async_context(admission.turn(0))
+            assert AdmissionStatistics(admission.max_turns, 0) == admission.statistics()
+
+
+@given(
+    st.lists(VISITS, max_size=12),
+    st.integers(1, 3),
+    st.integers(0, 4),
+    st.integers(0, 4),
+    st.none() | st.integers(0, 5),
+)
+def test_after_any_interleaving_nobody_runs_and_nobody_waits(
+    visits: list[tuple[int, int, int, int | None]],
+    max_turns: int,
+    max_waiting: int,
+    max_wait: int,
+    drain_at: int | None,
+) -> None:
+    admission = Admission(max_turns, max_waiting, float(max_wait))
+    trio.run(visit_all, admission, visits, drain_at, clock=MockClock(autojump_threshold=0))

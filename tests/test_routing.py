@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from picoclaw_trio.config import AgentConfig, AgentDefaults, AgentsConfig, Config, ModelConfig, Secret
+from picoclaw_trio.errors import UPSTREAM_FAILURES, RequestError
+from picoclaw_trio.routing import FALL_BACK, GIVE_UP, ON_FAILURE, RETRY, Route, Router
+
+
+def model(name: str, base: str = "http://one", *keys: str, **options: Any) -> ModelConfig:
+    return ModelConfig(name, f"{name}-up", "openai", base, tuple(map(Secret, keys)), **options)
+
+
+def router_of(*models: ModelConfig, agent: AgentConfig | None = None, **defaults: Any) -> Router:
+    agents = AgentsConfig(AgentDefaults(**defaults), (agent,) if agent else ())
+    return Router.from_config(Config(None, Path("/nowhere"), agents=agents, model_list=models))
+
+
+def bases(route: Route) -> str:
+    """The targets by their addresses, of which each has one letter."""
+    return "".join((target.base or "?").removeprefix("http://") for target in route.targets)
+
+
+# What follows a failure
+
+
+def test_table_has_a_cell_for_every_kind_of_failure_before_and_after_the_first_text() -> None:
+    assert set(itertools.product(UPSTREAM_FAILURES, (False, True))) == ON_FAILURE.keys()
+
+
+@pytest.mark.parametrize(
+    ("kind", "action"),
+    [
+        ("rejected", GIVE_UP),
+        ("auth", FALL_BACK),
+        ("unknown_model", FALL_BACK),
+        ("unsupported", FALL_BACK),
+        ("rate_limited", RETRY),
+        ("server", RETRY),
+        ("unreachable", RETRY),
+        ("lost", FALL_BACK),
+        ("garbled", FALL_BACK),
+        ("timeout", FALL_BACK),
+    ],
+)
+def test_action_before_the_first_text(kind: str, action: str) -> None:
+    assert action == ON_FAILURE[kind, False]
+
+
+@pytest.mark.parametrize("kind", UPSTREAM_FAILURES)
+def test_after_the_first_text_nothing_is_asked_again(kind: str) -> None:
+    assert GIVE_UP == ON_FAILURE[kind, True]
+
+
+# Aliases
+
+
+def test_aliases_stand_once_in_the_order_of_the_list() -> None:
+    router = router_of(model("b"), model("a"), model("b", "http://two"))
+
+    assert ["b", "a"] == list(router.aliases)
+
+
+@pytest.mark.parametrize("alias", ["A", "a ", "", "b-up", "c"])
+def test_alias_is_compared_exactly(alias: str) -> None:
+    router = router_of(model("b"), model("a"))
+
+    with pytest.raises(RequestError, match=r"Configured models: a, b\.$") as raised:
+        router.check_alias(alias)
+
+    assert (404, "model_not_found", "model") == (raised.value.status, raised.value.code, raised.value.param)
+
+
+def test_known_alias_passes() -> None:
+    router_of(model("b"), model("a")).check_alias("a")
+
+
+def test_without_models_the_message_says_none() -> None:
+    with pytest.raises(RequestError, match="none"):
+        router_of().check_alias("a")
+
+
+# Turns
+
+
+def test_alias_with_one_target_always_has_that_one() -> None:
+    router = router_of(model("a", "http://x"), model("b", "http://y"))
+
+    assert ["x", "x"] == [bases(router.route("a", 0.0)) for _ in range(2)]
+
+
+def test_entries_of_one_name_begin_in_turn_and_stand_in_for_each_other() -> None:
+    router = router_of(model("a", "http://x"), model("b", "http://o"), model("a", "http://y"), model("a", "http://z"))
+
+    assert ["xyz", "yzx", "zxy", "xyz"] == [bases(router.route("a", 0.0)) for _ in range(4)]
+
+
+def test_keys_of_one_entry_are_targets_of_their_own() -> None:
+    router = router_of(model("a", "http://x", "k1", "k2"), model("a", "http://y", "k3"))
+
+    found = [[target.key.reveal() if target.key else "" for target in router.route("a", 0.0).targets] for _ in range(3)]
+
+    assert [["k1", "k2", "k3"], ["k2", "k3", "k1"], ["k3", "k1", "k2"]] == found
+
+
+def test_turns_of_one_alias_do_not_move_those_of_another() -> None:
+    router = router_of(*(model(name, f"http://{letter}") for name in "ab" for letter in "xy"))
+
+    assert ["xy", "xy", "yx", "yx"] == [bases(router.route(name, 0.0)) for name in "abab"]
+
+
+def test_who_may_fall_back_to_an_alias_takes_no_turn_from_those_who_ask_for_it() -> None:
+    router = router_of(model("a", "http://o", fallbacks=("b",)), model("b", "http://x"), model("b", "http://y"))
+
+    assert ["oxy", "xy", "oyx", "yx", "oxy", "xy"] == [bases(router.route(name, 0.0)) for name in "ababab"]
+
+
+# Fallbacks
+
+
+def test_fallbacks_follow_in_the_order_of_entry_agent_and_defaults() -> None:
+    router = router_of(
+        model("a", "http://a", fallbacks=("d",)),
+        *(model(name, f"http://{name}") for name in "bcde"),
+        agent=AgentConfig(fallbacks=("c", "d")),
+        model_fallbacks=("b", "c"),
+    )
+
+    assert "adcb" == bases(router.route("a", 0.0))
+    assert "ecdb" == bases(router.route("e", 0.0))
+
+
+def test_fallbacks_of_all_entries_of_a_name_count() -> None:
+    router = router_of(
+        model("a", "http://x", fallbacks=("b",)),
+        model("a", "http://y", fallbacks=("c", "b")),
+        model("b", "http://b"),
+        model("c", "http://c"),
+    )
+
+    assert "xybc" == bases(router.route("a", 0.0))
+
+
+def test_no_alias_falls_back_to_itself() -> None:
+    router = router_of(model("a", "http://a", fallbacks=("a", "b")), model("b", "http://b"), model_fallbacks=("a",))
+
+    assert ["ab", "ba"] == [bases(router.route(name, 0.0)) for name in "ab"]
+
+
+def test_fallbacks_of_a_fallback_are_not_followed() -> None:
+    router = router_of(
+        model("a", "http://a", fallbacks=("b",)), model("b", "http://b", fallbacks=("c",)), model("c", "http://c")
+    )
+
+    assert "ab" == bases(router.route("a", 0.0))
+
+
+def test_target_of_a_fallback_bears_its_own_alias() -> None:
+    router = router_of(model("a", "http://a", fallbacks=("b",)), model("b", "http://b"))
+
+    assert ["a", "b"] == [target.alias for target in router.route("a", 0.0).targets]
+
+
+# Targets
+
+
+def test_target_has_all_that_its_entry_says() -> None:
+    entry = model(
+        "a",
+        "http://x",
+        "k",
+        max_tokens_field="max_output",
+        extra_body={"top_k": 5},
+        custom_headers={"X-Team": "garage"},
+        user_agent="pico",
+        request_timeout=7.0,
+        proxy="http://proxy:1",
+    )
+    (target,) = router_of(entry).route("a", 0.0).targets
+
+    assert ("a", "openai", "http://x", Secret("k")) == (target.alias, target.vendor, target.base, target.key)
+    assert ("a-up", "max_output", {"top_k": 5}) == (
+        target.settings.model,
+        target.settings.max_tokens_field,
+        target.settings.extra_body,
+    )
+    assert {"x-team": "garage", "user-agent": "pico"} == target.headers
+    assert (7.0, "http://proxy:1") == (target.request_timeout, target.proxy)
+
+
+def test_custom_header_wins_over_user_agent() -> None:
+    (target,) = router_of(model("a", custom_headers={"User-Agent": "mine"}, user_agent="pico")).route("a", 0.0).targets
+
+    assert {"user-agent": "mine"} == target.headers
+
+
+def test_entry_without_a_key_has_one_target_without_a_key() -> None:
+    (target,) = router_of(model("a")).route("a", 0.0).targets
+
+    assert target.key is None
+
+
+def test_defaults_of_the_agents_are_every_targets() -> None:
+    router = router_of(model("a", fallbacks=("b",)), model("b"), max_tokens=100, temperature=0.0)
+
+    assert [(100, 0.0), (100, 0.0)] == [
+        (target.settings.max_tokens, target.settings.temperature) for target in router.route("a", 0.0).targets
+    ]
