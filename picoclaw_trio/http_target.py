@@ -1,0 +1,187 @@
+"""Ask one target over HTTP: one POST, and its answer in chunks.
+
+Theory: an answer with status 200 is one JSON object or an event stream; its first bytes say which, whatever was
+asked for and whatever its content type is. Everything else that can happen becomes an ``UpstreamError`` here, once, by
+type.
+Editing rule: nothing here knows what follows a failure.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TypeAlias
+
+import attrs
+import trio
+
+from . import sse
+from ._version import __version__
+from .connections import (
+    ConnectError,
+    ConnectionLost,
+    ConnectionPool,
+    ExchangeError,
+    Response,
+    TimedOut,
+    Timeouts,
+    Url,
+    parse_url,
+)
+from .errors import UpstreamError
+from .routing import Target
+from .upstream_wire import Chunk, UpstreamRequest, decode_chunk, decode_completion, decode_error, encode_request
+
+Take: TypeAlias = Callable[[Chunk], Awaitable[None]]
+
+CONNECT_TIMEOUT = 10.0
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+MAX_ERROR_BYTES = 64 * 1024
+MIN_SECRET_LENGTH = 8  # what is shorter is no key, and would tear holes into any sentence
+USER_AGENT = f"picoclaw_trio/{__version__}"
+
+
+async def ask_http(pool: ConnectionPool, target: Target, request: UpstreamRequest, take: Take) -> None:
+    """POST the request to *target* and give its answer to *take*, chunk after chunk.
+
+    Raises:
+        UpstreamError: no answer, or none that is a reply; chunks may have been given before.
+    Cancellation: the connection is closed at once.
+    """
+    if target.base is None:
+        raise UpstreamError("unsupported", f"'{target.vendor}' has no OpenAI-compatible address; set api_base")
+    url, headers = _prepare(target)
+    timeout = target.request_timeout
+    limits = Timeouts(min(CONNECT_TIMEOUT, timeout), timeout, timeout)
+    body = encode_request(request, target.settings)
+    with _secrets_hidden(target), _translated():
+        # A streamed answer may take longer as a whole, as long as it goes on.
+        with trio.move_on_after(float("inf") if request.stream else timeout) as scope:
+            async with pool.post(url, headers, body, proxy=target.proxy, timeouts=limits) as response:
+                await _take_answer(response, take)
+    if scope.cancelled_caught:
+        raise UpstreamError("timeout", detail=f"no whole answer within {timeout:g} s")
+
+
+@lru_cache(maxsize=4096)
+def _prepare(target: Target) -> tuple[Url, list[tuple[bytes, bytes]]]:
+    """Address and headers, the same for each request."""
+    headers = {"content-type": "application/json", "user-agent": USER_AGENT}
+    if target.key is not None:
+        headers["authorization"] = f"Bearer {target.key.reveal()}"
+    headers.update(target.headers)
+    encoded = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
+    return parse_url(f"{target.base}/chat/completions"), encoded
+
+
+async def _take_answer(response: Response, take: Take) -> None:
+    if response.status != 200:
+        raw = await response.read(MAX_ERROR_BYTES)
+        raise decode_error(response.status, raw, _retry_after(response.header("retry-after")))
+    start = await _receive_start(response)
+    told = (response.header("content-type") or "").lower()
+    is_object = start.startswith(b"{") or not (start.startswith(SSE_STARTS) or told.startswith(sse.CONTENT_TYPE))
+    if is_object:
+        raw = start + await response.read(MAX_ANSWER_BYTES - len(start))
+        await take(decode_completion(raw))
+    else:
+        await _take_stream(start, response, take)
+
+
+SSE_STARTS = (b"data:", b"event:", b":", b"id:", b"retry:")
+MAX_SSE_START = max(map(len, SSE_STARTS))
+
+
+async def _receive_start(response: Response) -> bytes:
+    """The first bytes of the body, without white space before them; enough to see what it is, or all that there is."""
+    start = b""
+    while len(start) < MAX_SSE_START and (piece := await response.receive()):
+        start = (start + piece).lstrip()
+    return start
+
+
+async def _take_stream(start: bytes, response: Response, take: Take) -> None:
+    """Chunks until the stream says that it is done, or ends after it told a finish reason."""
+    parser, stream = sse.Parser(), _Stream(take)
+    piece = start
+    while piece and not stream.done:
+        await stream.take_events(parser.feed(piece))
+        piece = b"" if stream.done else await response.receive()
+    if not stream.done:
+        await stream.take_events(parser.finish())
+    stream.check_whole()
+
+
+@attrs.define
+class _Stream:
+    """What a stream has said about itself: that it is done, why the model stopped, and anything at all."""
+
+    take: Take
+    done: bool = False
+    finished: bool = False
+    spoke: bool = False
+
+    async def take_events(self, events: Iterable[bytes]) -> None:
+        """Give each event's chunk on, up to the end mark."""
+        for data in events:
+            if data.strip() == sse.DONE:
+                self.done = True
+                return
+            chunk = decode_chunk(data)
+            self.finished = self.finished or chunk.finish_reason is not None
+            self.spoke = self.spoke or bool(chunk.events)
+            await self.take(chunk)
+
+    def check_whole(self) -> None:
+        if not (self.done or self.finished):
+            raise UpstreamError("lost", detail="the stream ended before its finish reason")
+        if not (self.finished or self.spoke):
+            raise UpstreamError("garbled", "its answer holds no choice")
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds, from seconds or an HTTP date (RFC 9110 section 10.2.3); None where it is neither."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+@contextmanager
+def _secrets_hidden(target: Target) -> Iterator[None]:
+    """Some upstreams tell in their errors what they were sent."""
+    try:
+        yield
+    except UpstreamError as exc:
+        exc.hide(_secrets(target))
+        raise
+
+
+def _secrets(target: Target) -> Iterator[str]:
+    """The key, and the words of the configured headers, one of which may be a key."""
+    sent = [target.key.reveal()] if target.key is not None else []
+    for value in (*sent, *target.headers.values()):
+        yield from (word for word in value.split() if len(word) >= MIN_SECRET_LENGTH)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except ConnectError as exc:
+        raise UpstreamError("unreachable", detail=str(exc)) from exc
+    except ConnectionLost as exc:
+        raise UpstreamError("lost", detail=str(exc)) from exc
+    except TimedOut as exc:
+        raise UpstreamError("unreachable" if exc.phase == "connect" else "timeout", detail=str(exc)) from exc
+    except (ExchangeError, sse.EventTooLarge) as exc:
+        raise UpstreamError("garbled", detail=str(exc) or "an event is too large") from exc

@@ -1,0 +1,184 @@
+"""The real server as a process of its own, with a home of its own, on a port that the system chose."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import attrs
+import httpx2
+import orjson
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.trio.run import worker_serve
+
+from picoclaw_trio.config import load_config
+from picoclaw_trio.pipeline import Gateway, open_gateway
+from picoclaw_trio.server import hypercorn_config, listen
+from picoclaw_trio.web import GatewayApp
+
+TOKEN = "sk-test-token-1"
+HEADERS = {"Authorization": f"Bearer {TOKEN}"}
+START_TIMEOUT = 30.0
+STOP_TIMEOUT = 20.0
+Kind = Literal["gateway", "hypercorn"]
+KINDS: tuple[Kind, ...] = ("gateway", "hypercorn")
+ADDRESS = re.compile(rb"(?:Serving|Running on) (http://[^\s/]+:\d+)")
+
+
+def entry(name: str, base: str, **fields: Any) -> dict[str, Any]:
+    return {"model_name": name, "model": f"openai/{name}-up", "api_base": base, "api_key": "sk-up-secret", **fields}
+
+
+def make_config(*entries: dict[str, Any], gateway: Mapping[str, Any] | None = None, **api: Any) -> dict[str, Any]:
+    """A configuration on a free loopback port with one token; *api* goes into ``gateway.openai_api``."""
+    openai_api = {"enabled": True, "bearer_tokens": [TOKEN], **api}
+    echo = {"model_name": "echo", "model": "echo/echo"}
+    return {
+        "gateway": {"host": "127.0.0.1", "port": 0, "log_level": "info", **(gateway or {}), "openai_api": openai_api},
+        "model_list": list(entries) or [echo],
+    }
+
+
+def make_environment(home: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PICOCLAW_")}
+    return {**kept, "HOME": str(home), "PICOCLAW_HOME": str(home / ".picoclaw")}
+
+
+def write_config(home: Path, config: Mapping[str, Any]) -> Path:
+    folder = home / ".picoclaw"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / "config.json"
+    path.write_bytes(orjson.dumps(config))
+    return path
+
+
+def command(kind: Kind, *arguments: str) -> list[str]:
+    if kind == "gateway":
+        return [sys.executable, "-m", "picoclaw_trio", "gateway", *arguments]
+    hypercorn = [sys.executable, "-m", "hypercorn", "picoclaw_trio:app", "--worker-class", "trio"]
+    return [*hypercorn, "--bind", "127.0.0.1:0", *arguments]
+
+
+@attrs.define
+class Server:
+    """A running server."""
+
+    process: trio.Process
+    url: str
+    log: bytearray
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    @property
+    def api(self) -> str:
+        return f"{self.url}/v1"
+
+    def pids(self) -> list[int]:
+        """The process and all that come from it."""
+        found = [self.process.pid]
+        for pid in found:
+            for task in Path(f"/proc/{pid}/task").glob("*/children"):
+                found += map(int, task.read_text().split())
+        return found
+
+    async def stop(self, signum: int = signal.SIGTERM) -> int:
+        """Send the signal and give the exit status."""
+        self.process.send_signal(signum)
+        with trio.fail_after(STOP_TIMEOUT):
+            return await self.process.wait()
+
+
+@asynccontextmanager
+async def open_server(
+    home: Path, config: Mapping[str, Any] | None, kind: Kind = "gateway", *arguments: str, **environment: str
+) -> AsyncIterator[Server]:
+    """Start the server, wait until it serves; end it if the test has not."""
+    if config is not None:
+        write_config(home, config)
+    async with trio.open_nursery() as nursery:
+        process = await trio.lowlevel.open_process(
+            command(kind, *arguments),
+            env={**make_environment(home), **environment},
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        server = Server(process, "", bytearray())
+        try:
+            with trio.fail_after(START_TIMEOUT):
+                server.url = await nursery.start(_follow_log, server)
+            yield server
+        finally:
+            pids = server.pids() if process.returncode is None else []
+            for pid in pids:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+                await process.wait()
+            nursery.cancel_scope.cancel()
+
+
+async def _follow_log(server: Server, task_status: trio.TaskStatus[str]) -> None:
+    """Keep what the server logs, and tell its address as soon as it is there."""
+    assert server.process.stderr is not None
+    started = False
+    async for data in server.process.stderr:
+        server.log += data
+        match = None if started else ADDRESS.search(server.log)
+        if match:
+            started = True
+            task_status.started(match.group(1).decode())
+    if not started:
+        raise RuntimeError(f"the server did not start:\n{server.log.decode()}")
+
+
+@attrs.define
+class Here:
+    """A server within the test's own process: real Hypercorn, real port."""
+
+    url: str
+    gateway: Gateway
+
+    @property
+    def api(self) -> str:
+        return f"{self.url}/v1"
+
+
+@asynccontextmanager
+async def serve_here(home: Path, config: Mapping[str, Any]) -> AsyncIterator[Here]:
+    """Serve *config* from this process, with its state in *home*."""
+    write_config(home, config)
+    loaded = load_config(make_environment(home))
+    hypercorn = hypercorn_config(loaded)
+    stop = trio.Event()
+    async with open_gateway(loaded) as gateway, trio.open_nursery() as nursery:
+        app = ASGIWrapper(GatewayApp(lambda: nullcontext(gateway)))
+        serve = partial(worker_serve, app, hypercorn, sockets=listen(hypercorn), shutdown_trigger=stop.wait)
+        (address,) = await nursery.start(serve)
+        yield Here(address, gateway)
+        stop.set()
+
+
+def open_client(url: str, **headers: str) -> httpx2.AsyncClient:
+    """A plain HTTP client that bears the token."""
+    return httpx2.AsyncClient(base_url=url, headers={**HEADERS, **headers}, timeout=20.0, trust_env=False)
+
+
+def ask(text: str = "Hello", **fields: Any) -> dict[str, Any]:
+    """The body of a request with one user message."""
+    return {"messages": [{"role": "user", "content": text}], **fields}
