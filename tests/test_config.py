@@ -355,7 +355,7 @@ def test_parts_of_picoclaw_that_we_lack_are_passed_over_with_one_debug_line(
             "channels": {"telegram": {"token": 5}},
             "tools": None,
             "gateway": {"hot_reload": True, "_comment": ""},
-            "agents": {"dispatch": {}, "defaults": {"max_llm_retries": 2}, "list": [{"skills": []}, {"skills": []}]},
+            "agents": {"dispatch": {}, "defaults": {"split_on_marker": True}, "list": [{"skills": []}, {"skills": []}]},
         },
     )
     assert [
@@ -363,7 +363,7 @@ def test_parts_of_picoclaw_that_we_lack_are_passed_over_with_one_debug_line(
             "picoclaw_trio.config",
             logging.DEBUG,
             "keys of parts that this gateway does not have: channels, tools, gateway.hot_reload, agents.dispatch, "
-            "agents.defaults.max_llm_retries, agents.list[].skills",
+            "agents.defaults.split_on_marker, agents.list[].skills",
         )
     ] == caplog.record_tuples
 
@@ -963,7 +963,7 @@ def test_example_shows_every_key_that_is_read() -> None:
 
 def test_example_shows_the_defaults_of_the_gateway(tmp_path: Path) -> None:
     gateway = load_example(tmp_path).gateway
-    chosen = ("enabled", "bearer_tokens", "streaming", "cors_origins")
+    chosen = ("enabled", "bearer_tokens", "streaming", "cors_origins", "session_ttl")
     default = Config(None, tmp_path).gateway
     shown = attrs.evolve(gateway.openai_api, **{name: getattr(default.openai_api, name) for name in chosen})
     assert default == attrs.evolve(gateway, openai_api=shown)

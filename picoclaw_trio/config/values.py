@@ -159,6 +159,8 @@ class AgentDefaults:
         model_name, model_fallbacks: aliases.
         workspace: folder of the agent's own prompt; absolute, once loaded.
         max_tokens, temperature: what a request asks for that does not say; None to leave them to the upstream.
+        max_llm_retries: how often a target that failed is asked again.
+        llm_retry_backoff_secs: seconds before the first time; doubled for each that follows.
     """
 
     model_name: Name | None = None
@@ -166,6 +168,8 @@ class AgentDefaults:
     workspace: Path = Path("workspace")
     max_tokens: Annotated[int, between(0), zero_means(None)] | None = None
     temperature: Annotated[float, between(0, 2)] | None = None
+    max_llm_retries: Annotated[int, between(0, 100)] = 2
+    llm_retry_backoff_secs: Annotated[float, between(0)] = 0.5
 
 
 @attrs.frozen
@@ -206,6 +210,9 @@ class OpenAIApiConfig:
         on_disconnect: whether a turn ends with its client or is finished for the record.
         cors_origins: origins whose pages may call us; ``*`` for all.
         history: who remembers the conversation.
+        max_sessions: selections kept, the least recently used go; session_ttl: seconds without use, None: for ever.
+        wrong_tokens_per_minute: from one address, before it is slowed down; 0: as many as it likes.
+        metrics_open: whether ``/metrics`` wants no token.
     """
 
     enabled: bool = False
@@ -223,6 +230,10 @@ class OpenAIApiConfig:
     on_disconnect: Literal["cancel", "finish"] = "cancel"
     cors_origins: tuple[Origin, ...] = ()
     history: Literal["client"] = "client"
+    max_sessions: Count = 10_000
+    session_ttl: Seconds | None = None
+    wrong_tokens_per_minute: Annotated[int, between(0)] = 60
+    metrics_open: bool = False
 
 
 @attrs.frozen

@@ -1,0 +1,159 @@
+"""The command line ``picoclaw``: arguments to one call, and exit codes.
+
+Theory: 0 is fine, 1 a failure that was told on standard error, 2 wrong usage. Standard output holds what was asked for
+and nothing else. Heavy rooms are imported by the command that needs them, so that ``picoclaw version`` is quick.
+Editing rule: nothing but this file and ``terminal`` prints.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .config import Config
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """PicoClaw's gateway: your own agent and models behind the OpenAI API."""
+
+
+@main.command()
+def version() -> None:
+    """Print the version."""
+    click.echo(f"picoclaw_trio {__version__}")
+
+
+@main.command()
+@click.option("--host", help="Serve this address instead of the configured one.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Serve this port instead of the configured one.")
+def gateway(host: str | None, port: int | None) -> None:
+    """Serve the OpenAI API at the configured host and port.
+
+    Without a configuration one is written first: loopback only, a fresh token, and a model that echoes.
+    """
+    overrides = {"PICOCLAW_GATEWAY_HOST": host, "PICOCLAW_GATEWAY_PORT": port}
+    environ = {**os.environ, **{name: str(value) for name, value in overrides.items() if value is not None}}
+    with _failures_told():
+        token = _first_token()
+        config = _load(environ)
+        from .server import run_gateway
+
+        run_gateway(config, lambda addresses: _say_ready(config, addresses, token))
+
+
+def _first_token() -> str | None:
+    """Write the first configuration where there is none, and give the token in it."""
+    from .config import config_path, create_first_config
+
+    path = config_path(os.environ)
+    if path.exists() or path.is_symlink():
+        return None
+    try:
+        token = create_first_config(path)
+    except FileExistsError:  # another first start was quicker
+        return None
+    click.echo(f"There was no configuration, so a first one was written: {path}", err=True)
+    return token
+
+
+def _say_ready(config: Config, addresses: list[str], first_token: str | None) -> None:
+    api = config.gateway.openai_api
+    for address in addresses:
+        click.echo(f"Serving {address}", err=True)
+    if first_token is not None:
+        click.echo(
+            "Try it:\n"
+            f"  curl {addresses[0]}/v1/chat/completions -H 'Authorization: Bearer {first_token}' \\\n"
+            """    -d '{"messages": [{"role": "user", "content": "Hello"}]}'""",
+            err=True,
+        )
+    elif not api.enabled:
+        click.echo("The OpenAI API is off: set gateway.openai_api.enabled to true.", err=True)
+    elif not api.bearer_tokens:
+        click.echo("gateway.openai_api.bearer_tokens is empty, so every request gets 401.", err=True)
+
+
+@main.command()
+@click.option("-m", "--message", help="Ask this one question, print the reply and end.")
+@click.option("--model", help="Answer with this model_name; nothing is stored.")
+@click.option("-s", "--session", default="default", show_default=True, help="Name of the session.")
+def agent(message: str | None, model: str | None, session: str) -> None:
+    """Talk to the agent in the terminal: one question with -m, a conversation without."""
+    with _failures_told():
+        config = _load()
+        from . import logs, terminal
+
+        logs.configure("error" if config.gateway.log_level == "warn" else config.gateway.log_level, "console")
+        if message is None:
+            terminal.run_conversation(config, model=model, session=session)
+        else:
+            terminal.run_once(config, message, model=model, session=session)
+
+
+@main.command()
+def models() -> None:
+    """List the configured models; * marks the one that answers where none is named."""
+    with _failures_told():
+        config = _load()
+        for entry in config.model_list:
+            mark = "*" if entry.model_name == config.default_alias else " "
+            click.echo(f"{mark} {entry.model_name}\t{entry.vendor}/{entry.model}\t{entry.api_base or 'in process'}")
+
+
+@main.command()
+def status() -> None:
+    """Show the configuration in force and whether a server answers at its address."""
+    with _failures_told():
+        config = _load()
+        from .status import describe
+
+        for line in describe(config):
+            click.echo(line)
+
+
+@main.group()
+def config() -> None:
+    """Look at the configuration."""
+
+
+@config.command()
+def check() -> None:
+    """Tell every problem of the configuration, or that there is none."""
+    with _failures_told():
+        loaded = _load()
+        click.echo(f"{loaded.path or 'no configuration file, only defaults'}: fine")
+
+
+def _load(environ: dict[str, str] | None = None) -> Config:
+    from .config import load_config
+
+    return load_config(os.environ if environ is None else environ)
+
+
+@contextmanager
+def _failures_told() -> Iterator[None]:
+    """A failure that has words of its own is told on standard error, and the exit status is 1."""
+    from .errors import GatewayError
+
+    try:
+        yield
+    except GatewayError as exc:
+        raise click.ClickException(f"{exc.message}{_reason(exc)}") from exc
+    except OSError as exc:
+        raise click.ClickException(f"{exc.filename or ''}: {exc.strerror or exc}") from exc
+
+
+def _reason(error: Exception) -> str:
+    from .errors import StateError, UpstreamError
+
+    if isinstance(error, StateError):
+        return f" ({error.reason})"
+    return f" ({error.detail})" if isinstance(error, UpstreamError) and error.detail else ""

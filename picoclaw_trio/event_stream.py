@@ -1,0 +1,92 @@
+"""The answer as server-sent events: begun late, never silent for long, ended or failed once.
+
+Theory: until the first frame the answer may still become a status; the head goes out with that frame, or with the
+first comment. Frames are written by the task that has them, so a slow client holds up whoever asks the model. A second
+task writes the comments that keep proxies from giving up on a silent stream.
+Editing rule: nothing but ``_write`` sends, and it is entered by one task at a time.
+
+Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import attrs
+import trio
+from hypercorn.typing import ASGISendCallable
+
+from . import sse
+
+HEAD = [
+    (b"content-type", sse.CONTENT_TYPE.encode()),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would collect the frames
+]
+# The first comment makes the status 200 for good, so it comes a tenth later than those that follow: by default a wait
+# for a place and one for a connection end after the same 10 s, and are to end in a status.
+FIRST_DELAY = 1.1
+
+
+@attrs.define
+class EventStream:
+    """One stream of events.
+
+    Args:
+        head: gives the extra headers at the moment when the head is sent.
+    """
+
+    _send: ASGISendCallable
+    _head: Callable[[], list[tuple[bytes, bytes]]]
+    _lock: trio.Lock = attrs.field(factory=trio.Lock, init=False)
+    _written_at: float = attrs.field(factory=trio.current_time, init=False)
+    _ended: bool = attrs.field(default=False, init=False)
+    is_begun: bool = attrs.field(default=False, init=False)
+
+    async def send(self, *data: bytes) -> None:
+        """Send events, in one write. Returns when the client's side has taken them."""
+        await self._write(b"".join(map(sse.encode_event, data)))
+
+    async def end(self, *data: bytes) -> None:
+        """Send the last events and the end mark, in one write, and close the body."""
+        await self._write(b"".join(map(sse.encode_event, (*data, sse.DONE))), is_last=True)
+
+    async def fail(self, error: bytes) -> bool:
+        """Send *error* as the last event and close the body; False, and nothing is sent, if none was sent before."""
+        async with self._lock:
+            if not self.is_begun:
+                self._ended = True
+                return False
+            await self._send_locked(sse.encode_event(error), is_last=True)
+            return True
+
+    async def run_comments(self, interval: float) -> None:
+        """Send a comment after each *interval* seconds of silence. A task for the request's nursery."""
+        while not self._ended:
+            await trio.sleep_until(self._comment_at(interval))
+            async with self._lock:  # a client that does not read holds it, and is not to be told more
+                if trio.current_time() >= self._comment_at(interval):
+                    await self._send_locked(sse.COMMENT, is_last=False)
+
+    def _comment_at(self, interval: float) -> float:
+        return self._written_at + interval * (1.0 if self.is_begun else FIRST_DELAY)
+
+    async def _write(self, data: bytes, *, is_last: bool = False) -> None:
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._lock.acquire()
+        try:
+            await self._send_locked(data, is_last=is_last)
+        finally:
+            self._lock.release()
+
+    async def _send_locked(self, data: bytes, *, is_last: bool) -> None:
+        if self._ended:
+            return
+        self._ended = is_last
+        if not self.is_begun:
+            self.is_begun = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": HEAD + self._head()})
+        await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
+        self._written_at = trio.current_time()

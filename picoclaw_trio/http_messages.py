@@ -1,0 +1,204 @@
+"""One HTTP request and its answer as values, and the Quart-Trio connection that carries them.
+
+Theory: the server's messages become an ``HttpRequest`` whose body arrives while the view runs; an ``HttpAnswer`` goes
+back in as few messages as it needs, since each costs a write. Quart's own request and response classes would build
+their headers and contexts anew for each request, which no view here reads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import attrs
+import trio
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
+from quart_trio.asgi import TrioASGIHTTPConnection
+
+from .errors import RequestError
+from .event_stream import EventStream
+from .replies import Reply
+
+JSON = "application/json"
+DOUBLED_SLASHES = re.compile(r"/{2,}")
+
+
+@attrs.define
+class Body:
+    """The body of one request, piece by piece; bounded in size and time.
+
+    Args:
+        announced: bytes that the client said it will send; 0 where it did not say.
+
+    Attributes:
+        ask: has the client begin to send, where it waits to be asked (``Expect: 100-continue``).
+    """
+
+    announced: int
+    _limit: float
+    ask: Callable[[], None] | None = attrs.field(default=None, init=False)
+    _pieces: list[bytes] = attrs.field(factory=list, init=False)
+    _size: int = attrs.field(default=0, init=False)
+    _ended: trio.Event = attrs.field(factory=trio.Event, init=False)
+
+    def append(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size <= self._limit:
+            self._pieces.append(data)
+        else:
+            self._pieces.clear()
+            self._ended.set()
+
+    def set_complete(self) -> None:
+        self._ended.set()
+
+    async def read(self, max_bytes: int, timeout: float) -> bytes:
+        """The whole body.
+
+        Args:
+            timeout: seconds until its last byte.
+
+        Raises:
+            RequestError: status 413 or 408.
+        """
+        self._limit = max_bytes
+        if self.ask is not None and self.announced <= max_bytes:
+            self.ask()
+        if max(self.announced, self._size) <= max_bytes and not self._ended.is_set():
+            with trio.move_on_after(timeout) as scope:
+                await self._ended.wait()
+            if scope.cancelled_caught:
+                message = f"The request body did not arrive within {timeout:g} s."
+                raise RequestError(message, code="request_timeout", status=408)
+        if max(self.announced, self._size) > max_bytes:
+            message = f"The request body is larger than {max_bytes} bytes."
+            raise RequestError(message, code="request_too_large", status=413)
+        return b"".join(self._pieces)
+
+
+@attrs.define
+class HttpRequest:
+    """One request: its head, a body that may still be arriving, and the way to answer piece by piece.
+
+    Attributes:
+        nursery: ends with the answer's last byte, or at once when the client goes away.
+        id: the request's id, on each line of the log.
+        answer_headers: what its answer bears, whatever it is.
+        session, reply: for the record of the request, as soon as they are known.
+        events: the stream that answers this request, once the view has opened one.
+    """
+
+    scope: HTTPScope
+    path: str
+    body: Body
+    send: ASGISendCallable
+    nursery: trio.Nursery
+    id: str = ""
+    answer_headers: dict[str, str] = attrs.field(factory=dict)
+    session: str | None = None
+    reply: Reply | None = None
+    events: EventStream | None = None
+
+    @property
+    def method(self) -> str:
+        return self.scope["method"]
+
+    @property
+    def client_address(self) -> str | None:
+        """The other side's IP address; None on a Unix socket."""
+        client = self.scope["client"]
+        return client[0] if client else None
+
+    def header(self, name: bytes) -> str | None:
+        """The first header of this lower-case *name*."""
+        for key, value in self.scope["headers"]:
+            if key == name:
+                return value.decode("latin-1")
+        return None
+
+
+@attrs.define
+class HttpAnswer:
+    """A whole answer. Headers are ASCII, their names lower-case."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str] = attrs.field(factory=dict)
+    content_type: str = JSON
+
+
+class Connection(TrioASGIHTTPConnection):
+    """Carries one request from the server's messages to the application, and its answer back.
+
+    In the place of Quart-Trio's (0.12, 0.13), which takes the end of an answer for the client's going away and cancels
+    itself in the middle of the server's tidying up: then the connection is neither closed nor timed out, ever.
+    """
+
+    app: Application  # type: ignore[assignment]  # narrower on purpose: nothing else of Quart's is used here
+    answered: bool = False
+
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        async def send_and_note(message: Any) -> None:
+            self.answered = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
+        async with trio.open_nursery() as nursery:
+            request = HttpRequest(self.scope, _path(self.scope["path"]), self._body(), send_and_note, nursery)
+            read = partial(self._read_messages, nursery.cancel_scope, request.body, receive)
+            if request.header(b"expect") is None:
+                nursery.start_soon(read)
+            else:
+                # The server lets the client send when somebody reads: so a refusal comes before the body does.
+                request.body.ask = partial(nursery.start_soon, read)
+            reply = await self.app.answer_request(request)
+            if reply is not None:
+                await _send_answer(send_and_note, reply)
+            nursery.cancel_scope.cancel()
+
+    def _body(self) -> Body:
+        announced = next(
+            (int(value) for name, value in self.scope["headers"] if name == b"content-length" and value.isdigit()), 0
+        )
+        return Body(announced, self.app.config["MAX_CONTENT_LENGTH"])
+
+    async def _read_messages(self, request_scope: trio.CancelScope, body: Body, receive: ASGIReceiveCallable) -> None:
+        while (message := await receive())["type"] == "http.request":
+            body.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                body.set_complete()
+        if not self.answered:
+            request_scope.cancel()
+
+
+class Application(Protocol):
+    """What answers requests."""
+
+    config: Any
+
+    async def answer_request(self, request: HttpRequest) -> HttpAnswer | None:
+        """The answer, or None where it has been sent piece by piece."""
+
+
+def _path(path: str) -> str:
+    """The path alone, also where a whole URL was sent; the doubled slashes of joined addresses count as one."""
+    if not path.startswith("/"):
+        try:
+            path = urlsplit(path).path or "/"
+        except ValueError:
+            path = "/"
+    return DOUBLED_SLASHES.sub("/", path)
+
+
+async def _send_answer(send: ASGISendCallable, answer: HttpAnswer) -> None:
+    head = encode_headers(answer.headers)
+    if answer.status != 204:
+        head += [(b"content-type", answer.content_type.encode("ascii")), (b"content-length", b"%d" % len(answer.body))]
+    await send({"type": "http.response.start", "status": answer.status, "headers": head})
+    await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+
+
+def encode_headers(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in headers.items()]

@@ -1,0 +1,87 @@
+"""A turn as a stream of chunks: each event of the turn becomes a frame as it happens."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+from urllib.parse import quote
+
+import attrs
+
+from . import answers
+from .event_stream import EventStream
+from .http_messages import HttpRequest, encode_headers
+from .replies import ExtraDelta, Progress, Reply, ReplyStarted, TextDelta, ToolCallDelta
+from .upstream import Emit
+
+Ask: TypeAlias = Callable[[Emit], Awaitable[Reply]]
+
+
+async def stream_answer(request: HttpRequest, ask: Ask, *, ping_interval: float, with_usage: bool) -> None:
+    """Answer with a stream: role, deltas, finish reason, usage if it was asked for, end mark.
+
+    Args:
+        ask: runs the turn; is given what takes each of its events.
+        ping_interval: seconds of silence after which a comment is sent.
+
+    Raises:
+        GatewayError: the turn failed; ``request.events`` knows whether a frame had been sent.
+    """
+    writer = ChunkWriter(request)
+    request.events = writer.events
+    request.nursery.start_soon(writer.events.run_comments, ping_interval)
+    request.reply = await ask(writer.take)
+    await writer.finish(request.reply, with_usage=with_usage)
+
+
+@attrs.define
+class ChunkWriter:
+    """Writes the chunks of one answer."""
+
+    request: HttpRequest
+    heading: answers.Heading | None = None
+    model: dict[str, str] = attrs.field(factory=dict)
+    events: EventStream = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.events = EventStream(self.request.send, self._head)
+
+    def _head(self) -> list[tuple[bytes, bytes]]:
+        return encode_headers({**self.request.answer_headers, **self.model})
+
+    async def take(self, event: Progress) -> None:
+        """Write what the client is to see of *event*. Returns when its side has taken it."""
+        if type(event) is ReplyStarted:
+            await self._start(event.alias, event.upstream_model)
+        elif isinstance(event, TextDelta | ToolCallDelta | ExtraDelta):
+            assert self.heading is not None
+            await self.events.send(answers.encode_delta_chunk(self.heading, event))
+
+    async def _start(self, alias: str, upstream_model: str) -> None:
+        if self.heading is None:
+            self.heading = new_heading(alias)
+            self.model = model_headers(alias, upstream_model)
+            await self.events.send(answers.encode_role_chunk(self.heading))
+
+    async def finish(self, reply: Reply, *, with_usage: bool) -> None:
+        """Write the end of the answer."""
+        await self._start(reply.alias, reply.upstream_model or "")
+        assert self.heading is not None
+        heading = attrs.evolve(self.heading, further=answers.told_of_the_whole(reply))
+        last = [answers.encode_finish_chunk(heading, reply)]
+        if with_usage and reply.usage is not None:
+            last.append(answers.encode_usage_chunk(heading, reply.usage))
+        await self.events.end(*last)
+
+
+def new_heading(alias: str) -> answers.Heading:
+    """A fresh id and the time of now."""
+    return answers.Heading(f"chatcmpl-{secrets.token_hex(16)}", int(time.time()), alias)
+
+
+def model_headers(alias: str, upstream_model: str | None) -> dict[str, str]:
+    """Which alias answered, and which model of the upstream's stood behind it; both percent-encoded."""
+    value = f"{quote(alias, safe=':/')}; upstream={quote(upstream_model or '', safe=':/')}"
+    return {"x-picoclaw-model": value}
