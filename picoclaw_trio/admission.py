@@ -9,6 +9,7 @@ gets it the place counts as taken.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -45,9 +46,17 @@ class Admission:
     _waiting: int = attrs.field(default=0, init=False)
     # {holder: events of those in line}; the first key is the holder whose turn it is.
     _lines: OrderedDict[int, deque[trio.Event]] = attrs.field(factory=OrderedDict, init=False)
+    _turns: set[trio.CancelScope] = attrs.field(factory=set, init=False)
 
     def statistics(self) -> AdmissionStatistics:
         return AdmissionStatistics(self._running, self._waiting)
+
+    def set_limits(self, max_turns: int, max_waiting: int, max_wait: float) -> None:
+        """Take other limits from now on; who runs or stands in line already is not sent away."""
+        self.max_turns, self.max_waiting, self.max_wait = max_turns, max_waiting, max_wait
+        while self._lines and not self.draining and self._running < self.max_turns:
+            self._running += 1
+            self._hand_over()
 
     def check_open(self) -> None:
         """
@@ -57,9 +66,15 @@ class Admission:
         if self.draining:
             raise BusyError("The gateway is shutting down.", "shutting_down")
 
-    def drain(self) -> None:
-        """Take nobody in from now on, and send away who stands in line; what runs may go on."""
+    def drain(self, deadline: float = math.inf) -> None:
+        """Take nobody in from now on, and send away who stands in line.
+
+        Args:
+            deadline: Trio time until which what runs may go on.
+        """
         self.draining = True
+        for turn in self._turns:
+            turn.deadline = min(turn.deadline, deadline)
         for line in self._lines.values():
             for event in line:
                 event.set()
@@ -72,7 +87,8 @@ class Admission:
             holder: whose line to stand in.
 
         Raises:
-            BusyError: code ``overloaded``: no place and no room to wait, or none in time; or ``shutting_down``.
+            BusyError: code ``overloaded``: no place and no room to wait, or none in time; or ``shutting_down``, also
+                in the middle of the turn, when its grace is over.
         """
         self.check_open()
         if self._running < self.max_turns and not self._waiting:
@@ -80,9 +96,14 @@ class Admission:
         else:
             await self._wait_place(holder)
         try:
-            yield
+            with trio.CancelScope() as scope:
+                self._turns.add(scope)
+                yield
         finally:
+            self._turns.discard(scope)
             self._leave()
+        if scope.cancelled_caught:
+            self.check_open()
 
     async def _wait_place(self, holder: int) -> None:
         if self._waiting >= self.max_waiting:
@@ -114,9 +135,13 @@ class Admission:
         return True
 
     def _leave(self) -> None:
-        if not self._lines or self.draining:
+        if self._lines and not self.draining and self._running <= self.max_turns:
+            self._hand_over()
+        else:
             self._running -= 1
-            return
+
+    def _hand_over(self) -> None:
+        """Let the next in line have a place that counts as taken."""
         holder, line = self._lines.popitem(last=False)
         line.popleft().set()
         self._waiting -= 1

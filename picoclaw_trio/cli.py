@@ -8,8 +8,10 @@ Editing rule: nothing but this file and ``terminal`` prints.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -18,6 +20,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .config import Config
+    from .sessions import Change, SessionInfo, Sessions
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,10 +46,9 @@ def gateway(host: str | None, port: int | None) -> None:
     environ = {**os.environ, **{name: str(value) for name, value in overrides.items() if value is not None}}
     with _failures_told():
         token = _first_token()
-        config = _load(environ)
         from .server import run_gateway
 
-        run_gateway(config, lambda addresses: _say_ready(config, addresses, token))
+        run_gateway(partial(_load, environ), partial(_say_ready, token))
 
 
 def _first_token() -> str | None:
@@ -64,7 +66,7 @@ def _first_token() -> str | None:
     return token
 
 
-def _say_ready(config: Config, addresses: list[str], first_token: str | None) -> None:
+def _say_ready(first_token: str | None, config: Config, addresses: list[str]) -> None:
     api = config.gateway.openai_api
     for address in addresses:
         click.echo(f"Serving {address}", err=True)
@@ -117,6 +119,71 @@ def status() -> None:
 
         for line in describe(config):
             click.echo(line)
+
+
+@main.group()
+def sessions() -> None:
+    """Look at the stored model selections; a running server notices what is deleted."""
+
+
+@sessions.command("list")
+def list_sessions() -> None:
+    """List what is stored: key, model and when it was selected; the least recently used first."""
+    _with_sessions(lambda stored: "".join(_session_line(info) for info in stored.list()))
+
+
+@sessions.command()
+@click.argument("key")
+def show(key: str) -> None:
+    """Show what is stored under KEY, e.g. global, openai:default or openai:alice."""
+    _with_sessions(lambda stored: "".join(_session_line(info) for info in [_find_session(stored, key)]))
+
+
+@sessions.command()
+@click.argument("key")
+def delete(key: str) -> None:
+    """Forget what is stored under KEY."""
+
+    def forget(stored: Sessions) -> Change:
+        return stored.delete(_find_session(stored, key).key)
+
+    _with_sessions(forget)
+
+
+@sessions.command()
+def export() -> None:
+    """Print all that is stored as one JSON document."""
+    _with_sessions(lambda stored: stored.export().decode())
+
+
+def _with_sessions(work: Callable[[Sessions], str | Change]) -> None:
+    """Open the stored sessions, do *work* with them, and print what it says or wait until its change is on disk."""
+    import trio
+
+    from .pipeline import open_stored_sessions
+
+    async def run() -> None:
+        async with open_stored_sessions(_load()) as stored:
+            result = work(stored)
+            if isinstance(result, str):
+                click.echo(result, nl=not result.endswith("\n") and bool(result))
+            else:
+                await result.wait()
+
+    with _failures_told():
+        trio.run(run)
+
+
+def _find_session(stored: Sessions, key: str) -> SessionInfo:
+    for info in stored.list():
+        if info.key == key:
+            return info
+    raise click.ClickException(f"Nothing is stored under {key!r}.")
+
+
+def _session_line(info: SessionInfo) -> str:
+    at = datetime.fromtimestamp(info.updated_at, UTC).isoformat(timespec="seconds")
+    return f"{info.key}\t{info.model}\t{at}\n"
 
 
 @main.group()

@@ -9,8 +9,7 @@ Editing rule: a fact that ``drive`` needs becomes a field of ``TurnPlan``; nobod
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
-from functools import partial
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import attrs
 import structlog
@@ -19,8 +18,8 @@ import trio
 from .admission import Admission
 from .auth import BearerTokens
 from .config import Config
-from .errors import BusyError, GatewayError, RequestError, StateError, UpstreamError
-from .replies import Progress, Reply
+from .errors import GatewayError, RequestError, StateError, UpstreamError
+from .replies import Reply
 from .routing import Route, Router
 from .sessions import NO_CHANGE, Change, Sessions, open_sessions
 from .shapes import Json
@@ -95,6 +94,29 @@ class Gateway:
         is_own = self.config.gateway.openai_api.model_scope == "session"
         return Caller(session, session if is_own else GLOBAL_SCOPE, holder)
 
+    def with_config(self, config: Config) -> Gateway:
+        """The same server under another configuration: state, connections and turns in flight stay."""
+        api, defaults = config.gateway.openai_api, config.agents.defaults
+        self.upstream.policy = RetryPolicy(defaults.max_llm_retries + 1, defaults.llm_retry_backoff_secs)
+        self.admission.set_limits(api.max_turns, api.max_waiting, api.max_wait)
+        return attrs.evolve(
+            self,
+            config=config,
+            tokens=BearerTokens.from_plain([token.reveal() for token in api.bearer_tokens]),
+            throttle=Throttle(api.wrong_tokens_per_minute),
+            router=Router.from_config(config),
+        )
+
+
+def open_stored_sessions(config: Config) -> AbstractAsyncContextManager[Sessions]:
+    """What is stored for the sessions, under the configuration's bounds.
+
+    Raises:
+        StateError: the state file cannot be used.
+    """
+    api = config.gateway.openai_api
+    return open_sessions(config.home, max_sessions=api.max_sessions, session_ttl=api.session_ttl)
+
 
 @asynccontextmanager
 async def open_gateway(config: Config) -> AsyncIterator[Gateway]:
@@ -104,9 +126,8 @@ async def open_gateway(config: Config) -> AsyncIterator[Gateway]:
         StateError: the state file cannot be used.
     """
     api, defaults = config.gateway.openai_api, config.agents.defaults
-    kept = partial(open_sessions, max_sessions=api.max_sessions, session_ttl=api.session_ttl)
-    async with kept(config.home) as sessions, open_upstream() as upstream:
-        upstream.policy = RetryPolicy(defaults.max_llm_retries + 1, defaults.llm_retry_backoff_secs)
+    policy = RetryPolicy(defaults.max_llm_retries + 1, defaults.llm_retry_backoff_secs)
+    async with open_stored_sessions(config) as sessions, open_upstream(policy) as upstream:
         yield Gateway(
             config=config,
             tokens=BearerTokens.from_plain([token.reveal() for token in api.bearer_tokens]),
@@ -134,51 +155,6 @@ async def answer(
     """
     async with open_turn(gateway, request, caller, keep_text=keep_text) as plan:
         return await run_turn(gateway.upstream, plan, emit)
-
-
-async def answer_to_the_end(
-    gateway: Gateway,
-    request: ChatRequest,
-    caller: Caller,
-    emit: Emit,
-    nursery: trio.Nursery,
-    *,
-    keep_text: bool = True,
-) -> Reply:
-    """Like ``answer``, but once the turn has begun a cancellation ends only the listening: it goes on in *nursery*.
-
-    It is bounded by its deadline and by the nursery's end.
-    """
-    send, receive = trio.open_memory_channel[Progress](0)
-    outcome: list[Reply | Exception] = []
-
-    async def give(event: Progress) -> None:
-        with suppress(trio.BrokenResourceError):  # nobody listens any more
-            await send.send(event)
-
-    async def run(task_status: trio.TaskStatus[None]) -> None:
-        with send:
-            async with open_turn(gateway, request, caller, keep_text=keep_text) as plan:
-                task_status.started()
-                try:
-                    outcome.append(await run_turn(gateway.upstream, plan, give))
-                except Exception as exc:
-                    # It belongs to whoever listens; one turn's failure must not take the nursery's others down.
-                    outcome.append(exc)
-                    if send.statistics().open_receive_channels == 0:
-                        expected = isinstance(exc, GatewayError)
-                        log.warning("a turn failed without its client", error=repr(exc), exc_info=not expected)
-
-    with receive:
-        await nursery.start(run)
-        async for event in receive:
-            await emit(event)
-    if not outcome:
-        raise BusyError("The gateway is shutting down.", "shutting_down")
-    (result,) = outcome
-    if isinstance(result, Exception):
-        raise result
-    return result
 
 
 @asynccontextmanager

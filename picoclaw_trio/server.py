@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import nullcontext
 from functools import partial
 
+import attrs
 import structlog
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
@@ -24,12 +25,15 @@ from . import host, logs
 from .config import Config
 from .errors import GatewayError
 from .pipeline import open_gateway
+from .supervisor import Supervisor
 from .web import GatewayApp
 
 log = structlog.stdlib.get_logger("picoclaw_trio.server")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 BACKLOG = 2048
+# Seconds for the answers of turns that were cut off at the end of the grace period.
+LATE = 2.0
 
 
 class StartError(GatewayError):
@@ -39,21 +43,24 @@ class StartError(GatewayError):
         super().__init__(500, "server_error", message, code="cannot_start")
 
 
-def run_gateway(config: Config, on_ready: Callable[[list[str]], None]) -> None:
+def run_gateway(load: Callable[[], Config], on_ready: Callable[[Config, list[str]], None]) -> None:
     """Serve until a signal asks to stop; return when all is closed.
 
     Args:
-        on_ready: called once, with the addresses that are served: ``http://127.0.0.1:18790``.
+        load: reads the configuration, now and on SIGHUP.
+        on_ready: called once, with the configuration and the addresses that are served, ``http://127.0.0.1:18790``.
 
     Raises:
+        ConfigError: there is no configuration that could be used.
         StartError: no socket at the configured address.
         StateError: the state file cannot be used.
     """
+    config = load()
     logs.configure(config.gateway.log_level, config.gateway.log_format)
     host.mend()
     hypercorn = hypercorn_config(config)
     sockets = listen(hypercorn)
-    trio.run(_serve, config, hypercorn, sockets, on_ready)
+    trio.run(_serve, config, load, hypercorn, sockets, partial(on_ready, config))
 
 
 def hypercorn_config(config: Config) -> HypercornConfig:
@@ -61,7 +68,7 @@ def hypercorn_config(config: Config) -> HypercornConfig:
     hypercorn = HypercornConfig()
     port = config.gateway.port
     hypercorn.bind = [f"[{name}]:{port}" if ":" in name else f"{name}:{port}" for name in config.gateway.hosts]
-    hypercorn.graceful_timeout = config.gateway.grace
+    hypercorn.graceful_timeout = config.gateway.grace + LATE
     hypercorn.shutdown_timeout = config.gateway.grace + hypercorn.shutdown_timeout  # turns without a client go on in it
     hypercorn.errorlog = logging.getLogger("hypercorn.error")
     return hypercorn
@@ -82,22 +89,47 @@ def listen(hypercorn: HypercornConfig) -> Sockets:
 
 
 async def _serve(
-    config: Config, hypercorn: HypercornConfig, sockets: Sockets, on_ready: Callable[[list[str]], None]
+    config: Config,
+    load: Callable[[], Config],
+    hypercorn: HypercornConfig,
+    sockets: Sockets,
+    on_ready: Callable[[list[str]], None],
 ) -> None:
-    stop = trio.Event()
-    async with open_gateway(config) as gateway:
-        app = ASGIWrapper(GatewayApp(lambda: nullcontext(gateway)))
-        serve = partial(worker_serve, app, hypercorn, sockets=sockets, shutdown_trigger=stop.wait)
-        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+    supervisor = Supervisor.from_environment()
+    with trio.open_signal_receiver(*STOP_SIGNALS, signal.SIGHUP) as signals:
+        async with open_gateway(config) as gateway:
+            app = GatewayApp(lambda: nullcontext(gateway), load)
+            control = Control(app, supervisor)
+            serve = partial(
+                worker_serve, ASGIWrapper(app), hypercorn, sockets=sockets, shutdown_trigger=control.stop.wait
+            )
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_watch_signals, signals, stop, nursery.cancel_scope)
+                nursery.start_soon(control.obey, signals, nursery.cancel_scope)
+                nursery.start_soon(supervisor.run_watchdog)
                 async with trio.open_nursery() as serving:
                     on_ready(await serving.start(serve))
+                    supervisor.notify("READY=1", f"STATUS=serving {', '.join(hypercorn.bind)}")
                 nursery.cancel_scope.cancel()
 
 
-async def _watch_signals(signals: AsyncIterator[int], stop: trio.Event, serving: trio.CancelScope) -> None:
-    log.info("stopping", signal=signal.Signals(await anext(signals)).name)
-    stop.set()
-    log.warning("stopping at once", signal=signal.Signals(await anext(signals)).name)
-    serving.cancel()
+@attrs.define
+class Control:
+    """What the signals do: the first one to stop lets turns finish, the second cuts them short; SIGHUP reloads."""
+
+    app: GatewayApp
+    supervisor: Supervisor
+    stop: trio.Event = attrs.field(factory=trio.Event)
+
+    async def obey(self, signals: AsyncIterator[int], serving: trio.CancelScope) -> None:
+        async for number in signals:
+            name = signal.Signals(number).name
+            if number == signal.SIGHUP:
+                self.app.reload()
+            elif not self.stop.is_set():
+                log.info("stopping", signal=name)
+                self.supervisor.notify("STOPPING=1", "STATUS=letting turns finish")
+                self.stop.set()
+            else:
+                log.warning("stopping at once", signal=name)
+                self.app.cut_turns(trio.current_time())
+                serving.deadline = trio.current_time() + LATE

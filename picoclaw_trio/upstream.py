@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import attrs
 import structlog
@@ -29,11 +29,16 @@ from .upstream_wire import Chunk, UpstreamRequest, complete_calls, merge_endings
 
 log = structlog.stdlib.get_logger("picoclaw_trio.upstream")
 
-Emit: TypeAlias = Callable[[Progress], Awaitable[None]]
 Ask: TypeAlias = Callable[[Target, UpstreamRequest, Take], Awaitable[None]]
 
 
-async def discard(event: Progress) -> None:
+class Emit(Protocol):
+    """Is given events in order, those that came together in one call, and may take its time."""
+
+    async def __call__(self, *events: Progress) -> None: ...
+
+
+async def discard(*events: Progress) -> None:
     """For a client that wants the whole answer: the reply holds all that was said."""
 
 
@@ -163,19 +168,21 @@ class _Hearing:
 
     async def take(self, chunk: Chunk) -> None:
         self.ending = merge_endings(self.ending, chunk)
-        for said in chunk.events:
-            event = self.calls.mend(said) if type(said) is ToolCallDelta else said
-            if self.keep_text or type(event) is not TextDelta:
-                self.fold.add(event)
-            # The empty text that comes with the role says nothing yet: another target may still answer.
-            if type(event) is not TextDelta or event.text or event.logprobs:
-                await self._emit(event)
-
-    async def _emit(self, event: Delta) -> None:
-        if not self.started:
+        events = [self._hear(event) for event in chunk.events]
+        # The empty text that comes with the role says nothing yet: another target may still answer.
+        telling = [event for event in events if type(event) is not TextDelta or event.text or event.logprobs]
+        if telling and self.started:
+            await self.emit(*telling)
+        elif telling:
             self.started = True
-            await self.emit(ReplyStarted(self.target.alias, self.upstream_model))
-        await self.emit(event)
+            await self.emit(ReplyStarted(self.target.alias, self.upstream_model), *telling)
+
+    def _hear(self, event: Delta) -> Delta:
+        if type(event) is ToolCallDelta:
+            event = self.calls.mend(event)
+        if self.keep_text or type(event) is not TextDelta:
+            self.fold.add(event)
+        return event
 
     @property
     def upstream_model(self) -> str:
@@ -217,7 +224,7 @@ def _log_failure(target: Target, attempt: int, error: UpstreamError) -> None:
 
 
 @asynccontextmanager
-async def open_upstream() -> AsyncIterator[Upstream]:
+async def open_upstream(policy: RetryPolicy) -> AsyncIterator[Upstream]:
     """Ready to ask: a pool of connections that is closed on leaving."""
     async with open_pool() as pool:
 
@@ -227,4 +234,4 @@ async def open_upstream() -> AsyncIterator[Upstream]:
             else:
                 await ask_http(pool, target, request, take)
 
-        yield Upstream(ask, run_chores=pool.run_sweeper)
+        yield Upstream(ask, policy, run_chores=pool.run_sweeper)

@@ -8,12 +8,13 @@ Editing rule: a view decides nothing about models or sessions, and no other room
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, TypeAlias, cast
+from pathlib import Path
+from typing import TypeAlias, cast
 
 import structlog
 import trio
@@ -21,23 +22,22 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import MapAdapter
 
-from . import answers, cors, host, logs, metrics
-from .config import load_config
-from .errors import AuthError, ConfigError, GatewayError, InternalError, RequestError
+from . import answers, cors, host, logs
+from .config import Config, load_config
+from .errors import ConfigError, GatewayError, InternalError, RequestError
 from .http_messages import Connection, HttpAnswer, HttpRequest
-from .pipeline import Gateway, answer, answer_to_the_end, open_gateway
-from .replies import Reply
+from .pipeline import Gateway, open_gateway
 from .request_record import CLIENT_WENT_AWAY, RequestRecord
-from .streaming import model_headers, new_heading, stream_answer
-from .upstream import Emit, discard
-from .wire import decode_chat_request
+from .views import add_routes
 
 log = structlog.stdlib.get_logger("picoclaw_trio.web")
 
+# Seconds between two looks at the configuration file.
+CONFIG_POLL_DELAY = 2.0
 API_PREFIX = "/v1/"
-OWNER = "picoclaw"
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
+LoadConfig: TypeAlias = Callable[[], Config]
 OpenGateway: TypeAlias = Callable[[], AbstractAsyncContextManager[Gateway]]
 View: TypeAlias = Callable[..., Awaitable[HttpAnswer | None]]
 
@@ -49,14 +49,18 @@ class GatewayApp(QuartTrio):
     gateway: Gateway
     turns: trio.Nursery
 
-    def __init__(self, open_gateway: OpenGateway) -> None:
+    def __init__(self, open_gateway: OpenGateway, load: LoadConfig = load_config) -> None:
+        """
+        Args:
+            load: reads the configuration again.
+        """
         super().__init__("picoclaw_trio", static_folder=None)
         self._open_gateway = open_gateway
+        self._load = load
         self._stop, self._stopped = trio.Event(), trio.Event()
         self.url_map.strict_slashes = False
         self.url_map.merge_slashes = False
         self._adapter: MapAdapter = self.url_map.bind("gateway")
-        self.created = int(time.time())
         # Our own deadlines end what runs at shutdown; Quart's would cut them short.
         self.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = 86_400
         self.before_serving(self._start)
@@ -72,6 +76,7 @@ class GatewayApp(QuartTrio):
                 host.mend(write_timeout=self.gateway.config.gateway.openai_api.write_timeout)
                 nursery.start_soon(self.gateway.upstream.run_chores)
                 nursery.start_soon(self._drain_with_host)
+                nursery.start_soon(self._watch_config)
                 await self._run_turns(task_status)
                 nursery.cancel_scope.cancel()
         finally:
@@ -82,18 +87,42 @@ class GatewayApp(QuartTrio):
         async with trio.open_nursery() as self.turns:
             task_status.started()
             await self._stop.wait()
-            self._limit_turns()
-        await self._stop.wait()  # turns with a client may have longer, if the host is told so
-
-    def _limit_turns(self) -> None:
-        """Turns without a client get the same grace period as those that have one, and not a second one after it."""
-        scope = self.turns.cancel_scope
-        scope.deadline = min(scope.deadline, trio.current_time() + self.gateway.config.gateway.grace)
+            self.cut_turns(trio.current_time() + self.gateway.config.gateway.grace)
 
     async def _drain_with_host(self) -> None:
         await host.wait_draining()
-        self.gateway.admission.drain()
-        self._limit_turns()
+        self.cut_turns(trio.current_time() + self.gateway.config.gateway.grace)
+
+    def cut_turns(self, deadline: float) -> None:
+        """Take no more requests, and end at *deadline* the turns that still run, with their client or without."""
+        self.gateway.admission.drain(deadline)
+        self.turns.cancel_scope.deadline = min(self.turns.cancel_scope.deadline, deadline)
+
+    async def _watch_config(self) -> None:
+        path = self.gateway.config.path
+        seen = _stamp(path)
+        while True:
+            await trio.sleep(CONFIG_POLL_DELAY)
+            now = _stamp(path)
+            if now is not None and now != seen:
+                seen = now
+                self.reload()
+
+    def reload(self) -> None:
+        """Read the configuration again; requests that have begun keep the one they began with.
+
+        A configuration that cannot be used is told in the log, and the one in force stays.
+        """
+        try:
+            config = self._load()
+        except ConfigError as exc:
+            log.error("the configuration was not reloaded: it cannot be used", problems=exc.message)
+            return
+        logs.configure(config.gateway.log_level, config.gateway.log_format)
+        waits = self.gateway.config.needs_restart(config)
+        self.gateway = self.gateway.with_config(config)
+        host.mend(write_timeout=config.gateway.openai_api.write_timeout)
+        log.warning("configuration reloaded", models=list(config.aliases), needs_restart=waits)
 
     async def _finish(self) -> None:
         self._stop.set()
@@ -146,9 +175,7 @@ class GatewayApp(QuartTrio):
                 return _preflight(request)
             allowed = ", ".join(sorted(exc.valid_methods or ()))
             message = f"{request.path} takes {allowed}, not {request.method}."
-            raise RequestError(
-                message, code="method_not_allowed", status=405, headers={"Allow": allowed}
-            ) from exc
+            raise RequestError(message, code="method_not_allowed", status=405, headers={"Allow": allowed}) from exc
         except HTTPException as exc:
             raise _not_found(request.path) from exc
         self._check_enabled(request.path)
@@ -158,6 +185,15 @@ class GatewayApp(QuartTrio):
     def _check_enabled(self, path: str) -> None:
         if path.startswith(API_PREFIX) and not self.gateway.config.gateway.openai_api.enabled:
             raise _not_found(path, " The OpenAI API is switched off (gateway.openai_api.enabled).")
+
+
+def _stamp(path: Path | None) -> tuple[int, int, int] | None:
+    """What changes when a file does; None while there is none."""
+    try:
+        status = os.stat(path) if path else None
+    except OSError:
+        return None
+    return (status.st_ino, status.st_size, status.st_mtime_ns) if status else None
 
 
 def create_app() -> GatewayApp:
@@ -192,80 +228,3 @@ def _preflight(request: HttpRequest) -> HttpAnswer:
 
 def _not_found(path: str, why: str = "") -> RequestError:
     return RequestError(f"There is nothing at {path}.{why}", code="not_found", status=404)
-
-
-def authorize(gateway: Gateway, request: HttpRequest) -> int:
-    """Let the bearer of a listed token in; gives the token's place in the list.
-
-    Raises:
-        AuthError: no token, or not one of ours.
-        TooManyFailuresError: there were too many of these from this address.
-    """
-    now = trio.current_time()
-    gateway.throttle.check(request.client_address, now)
-    try:
-        return gateway.tokens.check(request.header(b"authorization"))
-    except AuthError:
-        gateway.throttle.note_failure(request.client_address, now)
-        raise
-
-
-def add_routes(app: GatewayApp) -> None:
-    """The whole of what is served. Views take the request; Quart's URL map decides which."""
-
-    async def chat_completions(request: HttpRequest) -> HttpAnswer | None:
-        gateway = app.gateway
-        api = gateway.config.gateway.openai_api
-        holder = authorize(gateway, request)
-        gateway.admission.check_open()
-        raw = await request.body.read(api.max_body_bytes, api.body_timeout)
-        chat = decode_chat_request(raw, streaming=api.streaming)
-        caller = gateway.http_caller(chat.user, holder)
-
-        async def ask(emit: Emit) -> Reply:
-            if api.on_disconnect == "finish":
-                return await answer_to_the_end(gateway, chat, caller, emit, app.turns, keep_text=not chat.stream)
-            return await answer(gateway, chat, caller, emit, keep_text=not chat.stream)
-
-        request.session = caller.session
-        if chat.stream:
-            await stream_answer(request, ask, ping_interval=api.ping_interval, with_usage=chat.include_usage)
-            return None
-        reply = request.reply = await ask(discard)
-        body = answers.encode_completion(new_heading(reply.alias), reply)
-        return HttpAnswer(200, body, model_headers(reply.alias, reply.upstream_model))
-
-    async def list_models(request: HttpRequest) -> HttpAnswer:
-        authorize(app.gateway, request)
-        return HttpAnswer(200, answers.encode_models(app.gateway.router.aliases, app.created, OWNER))
-
-    async def show_model(request: HttpRequest, alias: str) -> HttpAnswer:
-        authorize(app.gateway, request)
-        app.gateway.router.check_alias(alias)
-        return HttpAnswer(200, answers.encode_model(alias, app.created, OWNER))
-
-    async def health(request: HttpRequest) -> HttpAnswer:
-        return HttpAnswer(200, b'{"status":"ok"}')
-
-    async def ready(request: HttpRequest) -> HttpAnswer:
-        app.gateway.admission.check_open()
-        await app.gateway.sessions.check_writable()
-        return HttpAnswer(200, b'{"status":"ready"}')
-
-    async def show_metrics(request: HttpRequest) -> HttpAnswer:
-        if not app.gateway.config.gateway.openai_api.metrics_open:
-            authorize(app.gateway, request)
-        statistics = app.gateway.admission.statistics()
-        metrics.note_load(statistics.running, statistics.waiting)
-        body, content_type = await trio.to_thread.run_sync(metrics.expose)
-        return HttpAnswer(200, body, content_type=content_type)
-
-    for path, view, method in (
-        ("/v1/chat/completions", chat_completions, "POST"),
-        ("/v1/models", list_models, "GET"),
-        ("/v1/models/<path:alias>", show_model, "GET"),
-        ("/health", health, "GET"),
-        ("/ready", ready, "GET"),
-        ("/metrics", show_metrics, "GET"),
-    ):
-        app.add_url_rule(path, view.__name__, cast(Any, view), methods=[method], provide_automatic_options=False)

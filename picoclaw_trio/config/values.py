@@ -9,6 +9,7 @@ Editing rule: a new key is a field with a type and a default, a line in ``config
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -299,3 +300,9 @@ class Config:
         """What answers where neither request nor session names a model; None while there is no model at all."""
         chosen = self.default_agent.model or self.agents.defaults.model_name
         return (chosen or self.aliases[0]) if self.aliases else None
+
+    def needs_restart(self, new: Config) -> list[str]:
+        """The keys in which *new* differs and that take effect only when the server starts."""
+        keys = ("host", "port", "grace", "openai_api.max_sessions", "openai_api.session_ttl")
+        read = [(f"gateway.{key}", attrgetter(key)) for key in keys]
+        return [name for name, value in read if value(self.gateway) != value(new.gateway)]

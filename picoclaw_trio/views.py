@@ -1,0 +1,106 @@
+"""What is served: one function a path, from the request to its answer.
+
+Theory: a view reads the request, walks ``pipeline`` and encodes what comes out. Whatever it raises is answered by
+``web``, in one place.
+Editing rule: a view decides nothing about models or sessions.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+import trio
+
+from . import answers, metrics
+from .detached import answer_to_the_end
+from .errors import AuthError
+from .http_messages import HttpAnswer, HttpRequest
+from .pipeline import Gateway, answer
+from .replies import Reply
+from .streaming import model_headers, new_heading, stream_answer
+from .upstream import Emit, discard
+from .wire import decode_chat_request
+
+if TYPE_CHECKING:
+    from .web import GatewayApp
+
+OWNER = "picoclaw"
+
+
+def authorize(gateway: Gateway, request: HttpRequest) -> int:
+    """Let the bearer of a listed token in; gives the token's place in the list.
+
+    Raises:
+        AuthError: no token, or not one of ours.
+        TooManyFailuresError: there were too many of these from this address.
+    """
+    now = trio.current_time()
+    gateway.throttle.check(request.client_address, now)
+    try:
+        return gateway.tokens.check(request.header(b"authorization"))
+    except AuthError:
+        gateway.throttle.note_failure(request.client_address, now)
+        raise
+
+
+def add_routes(app: GatewayApp) -> None:
+    """The whole of what is served. Views take the request; Quart's URL map decides which."""
+    created = int(time.time())
+
+    async def chat_completions(request: HttpRequest) -> HttpAnswer | None:
+        gateway = app.gateway
+        api = gateway.config.gateway.openai_api
+        holder = authorize(gateway, request)
+        gateway.admission.check_open()
+        raw = await request.body.read(api.max_body_bytes, api.body_timeout)
+        chat = decode_chat_request(raw, streaming=api.streaming)
+        caller = gateway.http_caller(chat.user, holder)
+
+        async def ask(emit: Emit) -> Reply:
+            if api.on_disconnect == "finish":
+                return await answer_to_the_end(gateway, chat, caller, emit, app.turns, keep_text=not chat.stream)
+            return await answer(gateway, chat, caller, emit, keep_text=not chat.stream)
+
+        request.session = caller.session
+        if chat.stream:
+            await stream_answer(request, ask, ping_interval=api.ping_interval, with_usage=chat.include_usage)
+            return None
+        reply = request.reply = await ask(discard)
+        body = answers.encode_completion(new_heading(reply.alias), reply)
+        return HttpAnswer(200, body, model_headers(reply.alias, reply.upstream_model))
+
+    async def list_models(request: HttpRequest) -> HttpAnswer:
+        authorize(app.gateway, request)
+        return HttpAnswer(200, answers.encode_models(app.gateway.router.aliases, created, OWNER))
+
+    async def show_model(request: HttpRequest, alias: str) -> HttpAnswer:
+        authorize(app.gateway, request)
+        app.gateway.router.check_alias(alias)
+        return HttpAnswer(200, answers.encode_model(alias, created, OWNER))
+
+    async def health(request: HttpRequest) -> HttpAnswer:
+        return HttpAnswer(200, b'{"status":"ok"}')
+
+    async def ready(request: HttpRequest) -> HttpAnswer:
+        app.gateway.admission.check_open()
+        await app.gateway.sessions.check_writable()
+        return HttpAnswer(200, b'{"status":"ready"}')
+
+    async def show_metrics(request: HttpRequest) -> HttpAnswer:
+        if not app.gateway.config.gateway.openai_api.metrics_open:
+            authorize(app.gateway, request)
+        statistics = app.gateway.admission.statistics()
+        metrics.note_load(statistics.running, statistics.waiting)
+        body, content_type = await trio.to_thread.run_sync(metrics.expose)
+        return HttpAnswer(200, body, content_type=content_type)
+
+    for path, view, method in (
+        ("/v1/chat/completions", chat_completions, "POST"),
+        ("/v1/models", list_models, "GET"),
+        ("/v1/models/<path:alias>", show_model, "GET"),
+        ("/health", health, "GET"),
+        ("/ready", ready, "GET"),
+        ("/metrics", show_metrics, "GET"),
+    ):
+        app.add_url_rule(path, view.__name__, cast(Any, view), methods=[method], provide_automatic_options=False)

@@ -1,0 +1,187 @@
+"""What an operator does with a running server: reload, watch, measure, let in and keep out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import orjson
+import pytest
+import trio
+from fakes import ScriptedUpstream, hangs, says
+from harness import (
+    HEADERS,
+    KINDS,
+    Kind,
+    Server,
+    ask,
+    entry,
+    make_config,
+    open_client,
+    open_server,
+    serve_here,
+    write_config,
+)
+
+PATH = "/v1/chat/completions"
+WAIT = 15.0
+
+
+async def wait_logged(server: Server, text: bytes, count: int = 1) -> None:
+    with trio.fail_after(WAIT):
+        while server.log.count(text) < count:
+            await trio.sleep(0.02)
+
+
+# Reload
+
+
+async def test_sighup_brings_new_models_and_tokens_and_drops_no_request(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    upstream.scripts = [hangs, says("new")]
+    async with (
+        open_server(tmp_path, make_config(entry("old", upstream.url))) as server,
+        open_client(server.url) as client,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(lambda: client.post(PATH, json=ask()))
+        running = await upstream.wait_asked()
+        write_config(tmp_path, make_config(entry("new", upstream.url), bearer_tokens=["sk-second"]))
+        server.process.send_signal(signal.SIGHUP)
+        await wait_logged(server, b"configuration reloaded")
+
+        answer = await client.post(PATH, json=ask(model="new"), headers={"Authorization": "Bearer sk-second"})
+        assert (200, "new") == (answer.status_code, answer.json()["model"])
+        assert 401 == (await client.post(PATH, json=ask())).status_code
+        assert not running.gone.is_set()
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_changed_file_is_read_again_and_a_bad_one_is_told(
+    kind: Kind, tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    async with open_server(tmp_path, make_config(entry("old", upstream.url)), kind) as server:
+        (tmp_path / ".picoclaw" / "config.json").write_text('{"gateway": {"port": "x"}}')
+        await wait_logged(server, b"$.gateway.port")
+        async with open_client(server.url) as client:
+            assert 200 == (await client.post(PATH, json=ask(model="old"))).status_code
+
+            write_config(tmp_path, make_config(entry("new", upstream.url)))
+            await wait_logged(server, b"configuration reloaded")
+            assert 200 == (await client.post(PATH, json=ask(model="new"))).status_code
+
+
+# Wrong tokens
+
+
+async def test_address_that_keeps_sending_wrong_tokens_is_slowed_down(tmp_path: Path) -> None:
+    config = make_config(wrong_tokens_per_minute=3)
+    async with serve_here(tmp_path, config) as server, open_client(server.url) as client:
+        wrong = {"Authorization": "Bearer sk-wrong"}
+        statuses = [(await client.post(PATH, json=ask(), headers=wrong)).status_code for _ in range(4)]
+        right = await client.post(PATH, json=ask())
+
+    assert [401, 401, 401, 429] == statuses
+    assert 429 == right.status_code
+    assert "too_many_failures" == right.json()["error"]["code"]
+    assert 1 <= int(right.headers["retry-after"]) <= 20
+
+
+async def test_wrong_tokens_are_as_many_as_one_likes_where_that_is_switched_off(tmp_path: Path) -> None:
+    config = make_config(wrong_tokens_per_minute=0)
+    async with serve_here(tmp_path, config) as server, open_client(server.url) as client:
+        wrong = {"Authorization": "Bearer sk-wrong"}
+        assert {401} == {(await client.post(PATH, json=ask(), headers=wrong)).status_code for _ in range(200)}
+
+
+# Numbers and lines
+
+
+def number(text: str, line: str) -> float:
+    """The value of the metric's line that begins so."""
+    return sum(float(found.rsplit(" ", 1)[1]) for found in text.splitlines() if found.startswith(line))
+
+
+@pytest.mark.parametrize(("kind", "arguments"), [("gateway", ()), ("hypercorn", ("--workers", "2"))])
+async def test_metrics_tell_of_all_workers(
+    kind: Kind, arguments: tuple[str, ...], tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    async with open_server(tmp_path, make_config(entry("one", upstream.url)), kind, *arguments) as server:
+        for _ in range(20):
+            async with open_client(server.url, Connection="close") as client:
+                assert 200 == (await client.post(PATH, json=ask(model="one"))).status_code
+        async with open_client(server.url) as client:
+            await client.get(PATH)
+            text = (await client.get("/metrics")).text
+            assert 401 == (await client.get("/metrics", headers={"Authorization": ""})).status_code
+
+    assert 20 == number(text, 'picoclaw_requests_total{status="200"}')
+    assert 1 == number(text, 'picoclaw_requests_total{status="405"}')
+    assert 20 == number(text, 'picoclaw_turn_seconds_count{model="one"}')
+    assert 20 == number(text, 'picoclaw_upstream_attempt_seconds_count{model="one",outcome="ok"}')
+    assert 20 * 11 == number(text, 'picoclaw_tokens_total{kind="prompt",model="one"}')
+    assert 20 * 7 == number(text, 'picoclaw_tokens_total{kind="completion",model="one"}')
+    assert 0 == number(text, "picoclaw_turns_running")
+
+
+async def test_metrics_are_open_where_that_is_configured(tmp_path: Path) -> None:
+    config = make_config(metrics_open=True)
+    async with serve_here(tmp_path, config) as server, open_client(server.url) as client:
+        answer = await client.get("/metrics", headers={"Authorization": ""})
+
+    assert 200 == answer.status_code
+    assert answer.headers["content-type"].startswith("text/plain")
+
+
+async def test_request_is_one_line_of_json_without_its_content_or_a_secret(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    gateway = {"log_level": "info", "log_format": "json"}
+    async with (
+        open_server(tmp_path, make_config(entry("one", upstream.url), gateway=gateway)) as server,
+        open_client(server.url) as client,
+    ):
+        await client.post(PATH, json=ask("a private word", user="alice"), headers={"X-Request-Id": "mine-1"})
+        await wait_logged(server, b'"event":"request"' if b'"event":"request"' in server.log else b'"request"')
+        log = bytes(server.log)
+
+    (line,) = [orjson.loads(line) for line in log.splitlines() if b"mine-1" in line]
+    expected = {
+        "request_id": "mine-1",
+        "status": 200,
+        "model": "one",
+        "upstream_model": "up-model-2026",
+        "session": "openai:alice",
+        "prompt_tokens": 11,
+        "completion_tokens": 7,
+    }
+    assert expected == {name: line[name] for name in expected}
+    assert 0 <= line["seconds"] < 60
+    assert b"private word" not in log
+    assert b"Hello!" not in log
+    assert HEADERS["Authorization"].split()[1].encode() not in log
+    assert b"sk-up-secret" not in log
+
+
+# The service manager
+
+
+async def test_service_manager_is_told_of_readiness_life_and_the_stop(tmp_path: Path) -> None:
+    address = os.fspath(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(address)
+        listener.settimeout(WAIT)
+        environment = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "300000"}
+        async with open_server(tmp_path, make_config(), **environment) as server:
+            heard = await trio.to_thread.run_sync(lambda: [listener.recv(4096) for _ in range(4)])
+            assert 0 == await server.stop()
+        listener.setblocking(False)
+        while b"STOPPING=1" not in heard[-1]:
+            heard.append(listener.recv(4096))
+
+    assert 1 == sum(b"READY=1" in message for message in heard)
+    assert 2 <= sum(message == b"WATCHDOG=1" for message in heard)
