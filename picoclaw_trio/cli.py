@@ -20,7 +20,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .config import Config
-    from .sessions import Change, SessionInfo, Sessions
+    from .state import Change, SessionInfo, Sessions
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -21,8 +21,8 @@ from .config import Config
 from .errors import GatewayError, RequestError, StateError, UpstreamError
 from .replies import Reply
 from .routing import Route, Router
-from .sessions import NO_CHANGE, Change, Sessions, open_sessions
 from .shapes import Json
+from .state import NO_CHANGE, Change, Sessions, open_sessions
 from .throttle import Throttle
 from .turn import Answer, Turn
 from .upstream import Emit, RetryPolicy, Upstream, open_upstream

@@ -1,0 +1,6 @@
+"""What the gateway remembers between requests and starts: durable, bounded, shared by processes."""
+
+from .changes import NO_CHANGE, Change
+from .sessions import SessionInfo, Sessions, open_sessions
+
+__all__ = ["NO_CHANGE", "Change", "SessionInfo", "Sessions", "open_sessions"]
