@@ -47,6 +47,7 @@ class Admission:
     # {holder: events of those in line}; the first key is the holder whose turn it is.
     _lines: OrderedDict[int, deque[trio.Event]] = attrs.field(factory=OrderedDict, init=False)
     _turns: set[trio.CancelScope] = attrs.field(factory=set, init=False)
+    _deadline: float = attrs.field(default=math.inf, init=False)
 
     def statistics(self) -> AdmissionStatistics:
         return AdmissionStatistics(self._running, self._waiting)
@@ -73,8 +74,9 @@ class Admission:
             deadline: Trio time until which what runs may go on.
         """
         self.draining = True
+        self._deadline = min(self._deadline, deadline)
         for turn in self._turns:
-            turn.deadline = min(turn.deadline, deadline)
+            turn.deadline = self._deadline
         for line in self._lines.values():
             for event in line:
                 event.set()
@@ -96,7 +98,8 @@ class Admission:
         else:
             await self._wait_place(holder)
         try:
-            with trio.CancelScope() as scope:
+            # A place that was handed over just before draining is taken up just after.
+            with trio.CancelScope(deadline=self._deadline) as scope:
                 self._turns.add(scope)
                 yield
         finally:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import email.utils
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import TypeAlias
 
 import attrs
@@ -33,7 +33,15 @@ from .connections import (
 )
 from .errors import UpstreamError
 from .routing import Target
-from .upstream_wire import Chunk, UpstreamRequest, decode_chunk, decode_completion, decode_error, encode_request
+from .upstream_wire import (
+    Chunk,
+    UpstreamRequest,
+    decode_chunk,
+    decode_completion,
+    decode_error,
+    encode_request,
+    merge_endings,
+)
 
 Take: TypeAlias = Callable[[Chunk], Awaitable[None]]
 
@@ -125,21 +133,41 @@ class _Stream:
     spoke: bool = False
 
     async def take_events(self, events: Iterable[bytes]) -> None:
-        """Give each event's chunk on, up to the end mark."""
+        """Give on what they say, up to the end mark; what came together is given together."""
+        chunks: list[Chunk] = []
+        failure: UpstreamError | None = None
         for data in events:
             if data.strip() == sse.DONE:
                 self.done = True
-                return
-            chunk = decode_chunk(data)
-            self.finished = self.finished or chunk.finish_reason is not None
-            self.spoke = self.spoke or bool(chunk.events)
-            await self.take(chunk)
+                break
+            try:
+                chunks.append(decode_chunk(data))
+            except UpstreamError as exc:
+                failure = exc
+                break
+        if chunks:
+            await self._take(_join(chunks))
+        if failure is not None:
+            raise failure
+
+    async def _take(self, chunk: Chunk) -> None:
+        self.finished = self.finished or chunk.finish_reason is not None
+        self.spoke = self.spoke or bool(chunk.events)
+        await self.take(chunk)
 
     def check_whole(self) -> None:
         if not (self.done or self.finished):
             raise UpstreamError("lost", detail="the stream ended before its finish reason")
         if not (self.finished or self.spoke):
             raise UpstreamError("garbled", "its answer holds no choice")
+
+
+def _join(chunks: Sequence[Chunk]) -> Chunk:
+    """At least one chunk, as one that says the same."""
+    if len(chunks) == 1:
+        return chunks[0]
+    events = tuple([event for chunk in chunks for event in chunk.events])
+    return attrs.evolve(reduce(merge_endings, chunks), events=events)
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeAlias
 from urllib.parse import quote
 
@@ -51,26 +51,32 @@ class ChunkWriter:
     def _head(self) -> list[tuple[bytes, bytes]]:
         return encode_headers({**self.request.answer_headers, **self.model})
 
-    async def take(self, event: Progress) -> None:
-        """Write what the client is to see of *event*. Returns when its side has taken it."""
+    async def take(self, *events: Progress) -> None:
+        """Write what the client is to see of them. Returns when its side has taken it."""
+        chunks = [chunk for event in events for chunk in self._encode(event)]
+        if chunks:
+            await self.events.send(*chunks)
+
+    def _encode(self, event: Progress) -> Iterator[bytes]:
         if type(event) is ReplyStarted:
-            await self._start(event.alias, event.upstream_model)
+            yield from self._start(event.alias, event.upstream_model)
         elif isinstance(event, TextDelta | ToolCallDelta | ExtraDelta):
             assert self.heading is not None
-            await self.events.send(answers.encode_delta_chunk(self.heading, event))
+            yield answers.encode_delta_chunk(self.heading, event)
 
-    async def _start(self, alias: str, upstream_model: str) -> None:
+    def _start(self, alias: str, upstream_model: str) -> Iterator[bytes]:
+        """The role, unless the answer has begun."""
         if self.heading is None:
             self.heading = new_heading(alias)
             self.model = model_headers(alias, upstream_model)
-            await self.events.send(answers.encode_role_chunk(self.heading))
+            yield answers.encode_role_chunk(self.heading)
 
     async def finish(self, reply: Reply, *, with_usage: bool) -> None:
         """Write the end of the answer."""
-        await self._start(reply.alias, reply.upstream_model or "")
+        last = [*self._start(reply.alias, reply.upstream_model or "")]
         assert self.heading is not None
         heading = attrs.evolve(self.heading, further=answers.told_of_the_whole(reply))
-        last = [answers.encode_finish_chunk(heading, reply)]
+        last.append(answers.encode_finish_chunk(heading, reply))
         if with_usage and reply.usage is not None:
             last.append(answers.encode_usage_chunk(heading, reply.usage))
         await self.events.end(*last)

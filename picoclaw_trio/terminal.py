@@ -63,10 +63,11 @@ class Printer:
 
     begun: bool = False
 
-    async def take(self, event: Progress) -> None:
-        if isinstance(event, TextDelta) and event.field in ("content", "refusal"):
-            self.begun = True
-            print(event.text, end="", flush=True)
+    async def take(self, *events: Progress) -> None:
+        for event in events:
+            if isinstance(event, TextDelta) and event.field in ("content", "refusal"):
+                self.begun = True
+                print(event.text, end="", flush=True)
 
     def end(self) -> None:
         if self.begun:

@@ -57,6 +57,8 @@ TEXT_FIELDS = ("reasoning_content", "reasoning", "content", "refusal")
 FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
 # Words of upstreams for OpenAI's; any other word means "stop".
 OTHER_FINISH_REASONS = {"max_tokens": "length", "safety": "content_filter", "tool_use": "tool_calls"}
+# Characters of an upstream's own error message that go on to the client and the log.
+MAX_TOLD = 2000
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
 # Parts of the ids of models that want the second of these, and may refuse the first.
 WANT_COMPLETION_LIMIT = ("glm", "o1", "gpt-5")
@@ -303,7 +305,7 @@ def decode_error_object(
         status = code  # OpenRouter and llama.cpp put the status there
     return UpstreamError.from_status(
         status,
-        message=_spelled(told.get("message") or ""),
+        message=_spelled(told.get("message") or "")[:MAX_TOLD],
         param=_string(told.get("param")),
         code=_string(code),
         retry_after=retry_after,

@@ -309,6 +309,65 @@ async def test_a_running_turn_that_is_cancelled_gives_its_place_to_the_next(auto
     check_free(admission)
 
 
+# --- Other limits --------------------------------------------------------------------------------------------------
+
+
+async def test_a_higher_limit_lets_in_at_once_who_is_next(autojump_clock: MockClock) -> None:
+    admission, log = Admission(1, 10, 100.0), Log()
+    async with trio.open_nursery() as nursery:
+        for name in ("a1", "a2", "a3", "b1", "b2"):
+            nursery.start_soon(run_turn, admission, log, name, 10.0, ord(name[0]))
+            await wait_all_tasks_blocked()
+        await trio.sleep(2.0)
+        admission.set_limits(3, 10, 100.0)
+        assert AdmissionStatistics(3, 2) == admission.statistics()
+
+    assert [("a1", 0.0), ("a2", 2.0), ("b1", 2.0)] == sorted(told(log, "in")[:3])
+    check_free(admission)
+
+
+async def test_a_lower_limit_sends_nobody_away_and_lets_nobody_in_until_it_is_kept(autojump_clock: MockClock) -> None:
+    admission, log = Admission(3, 10, 100.0), Log()
+    async with trio.open_nursery() as nursery:
+        for name, seconds in (("a", 1.0), ("b", 2.0), ("c", 3.0), ("d", 1.0), ("e", 1.0)):
+            nursery.start_soon(run_turn, admission, log, name, seconds)
+            await wait_all_tasks_blocked()
+        admission.set_limits(1, 1, 100.0)
+        assert AdmissionStatistics(3, 2) == admission.statistics()
+        nursery.start_soon(run_turn, admission, log, "f", 1.0)
+
+    assert [("f", 0.0)] == told(log, "overloaded")
+    assert [("d", 3.0), ("e", 4.0)] == told(log, "in")[3:]
+    check_free(admission)
+
+
+async def test_a_longer_wait_holds_for_who_comes_later(autojump_clock: MockClock) -> None:
+    admission, log = Admission(1, 10, 1.0), Log()
+    async with trio.open_nursery() as nursery:
+        for name in "ab":
+            nursery.start_soon(run_turn, admission, log, name, 5.0)
+            await wait_all_tasks_blocked()
+        admission.set_limits(1, 10, 2.0)
+        nursery.start_soon(run_turn, admission, log, "c", 5.0)
+
+    assert [("b", 1.0), ("c", 2.0)] == told(log, "overloaded")
+    check_free(admission)
+
+
+async def test_a_higher_limit_lets_nobody_in_while_draining(autojump_clock: MockClock) -> None:
+    admission, log = Admission(1, 10, 100.0), Log()
+    async with trio.open_nursery() as nursery:
+        for name in "ab":
+            nursery.start_soon(run_turn, admission, log, name, 5.0)
+            await wait_all_tasks_blocked()
+        # Without a checkpoint between: who stands in line has been sent away, but does not know it yet.
+        admission.drain()
+        admission.set_limits(2, 10, 100.0)
+
+    assert [("b", 0.0)] == told(log, "shutting_down")
+    check_free(admission)
+
+
 # --- Shutting down -------------------------------------------------------------------------------------------------
 
 
@@ -357,6 +416,57 @@ async def test_one_who_was_given_a_place_before_draining_keeps_it(autojump_clock
     check_free(admission)
 
 
+async def test_what_still_runs_when_its_grace_is_over_is_ended(autojump_clock: MockClock) -> None:
+    admission, log = Admission(2, 5, 100.0), Log()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_turn, admission, log, "short", 3.0)
+        nursery.start_soon(run_turn, admission, log, "long", 30.0)
+        await trio.sleep(1.0)
+        admission.drain(4.0)
+
+    assert [("short", 3.0)] == told(log, "out")
+    assert [("long", 4.0)] == told(log, "shutting_down")
+    check_free(admission)
+
+
+async def test_of_two_ends_of_the_grace_the_earlier_one_counts(autojump_clock: MockClock) -> None:
+    for first, second in ((2.0, 5.0), (5.0, 2.0)):
+        admission, log = Admission(1, 0, 0.0), Log()
+        begun = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_turn, admission, log, "a", 30.0)
+            await wait_all_tasks_blocked()
+            admission.drain(begun + first)
+            admission.drain(begun + second)
+
+        assert [("a", begun + 2.0)] == told(log, "shutting_down")
+
+
+async def test_one_who_was_given_a_place_just_before_draining_has_the_same_grace(autojump_clock: MockClock) -> None:
+    admission, log = Admission(1, 5, 100.0), Log()
+    async with trio.open_nursery() as nursery:
+        turn = admission.turn(0)
+        await turn.__aenter__()
+        nursery.start_soon(run_turn, admission, log, "b", 30.0)
+        await wait_all_tasks_blocked()
+        await turn.__aexit__(None, None, None)
+        admission.drain(4.0)
+
+    assert [("b", 4.0)] == told(log, "shutting_down")
+    check_free(admission)
+
+
+async def test_a_client_that_goes_away_while_draining_is_no_refusal(autojump_clock: MockClock) -> None:
+    admission, log = Admission(1, 5, 100.0), Log()
+    async with trio.open_nursery() as nursery:
+        scope = await start(nursery, admission, log, "a")
+        admission.drain(4.0)
+        scope.cancel()
+
+    assert [] == told(log, "shutting_down")
+    check_free(admission)
+
+
 async def test_one_in_line_may_be_cancelled_as_draining_begins(autojump_clock: MockClock) -> None:
     admission, log = Admission(1, 5, 100.0), Log()
     async with trio.open_nursery() as nursery:
@@ -393,10 +503,14 @@ VISITS = st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(0, 3), st.n
 
 
 async def visit_all(
-    admission: Admission, visits: Sequence[tuple[int, int, int, int | None]], drain_at: int | None
+    admission: Admission,
+    visits: Sequence[tuple[int, int, int, int | None]],
+    limits: Sequence[int],
+    drain_at: int | None,
 ) -> None:
     """Have all the visits made, watch the limits all the while, and see that nothing is left at the end."""
     inside = 0
+    highest = max(admission.max_turns, *limits)
     refusals: list[tuple[str | None, bool]] = []
 
     async def visit(comes: int, holder: int, seconds: int, cancelled: int | None) -> None:
@@ -407,8 +521,7 @@ async def visit_all(
                 async with admission.turn(holder):
                     inside += 1
                     try:
-                        assert inside <= admission.max_turns
-                        assert inside <= admission.statistics().running <= admission.max_turns
+                        assert inside <= admission.statistics().running <= highest
                         assert admission.statistics().waiting <= admission.max_waiting
                         await trio.sleep(seconds)
                     finally:
@@ -420,9 +533,10 @@ async def visit_all(
         async with trio.open_nursery() as nursery:
             for arguments in visits:
                 nursery.start_soon(visit, *arguments)
+            nursery.start_soon(change_limits, admission, limits)
             if drain_at is not None:
                 await trio.sleep(drain_at)
-                admission.drain()
+                admission.drain(drain_at + 2.0)
     assert set(refusals) <= {("overloaded", False), ("shutting_down", True)}
     assert EMPTY == admission.statistics()
     if drain_at is None:
@@ -432,8 +546,16 @@ async def visit_all(
             assert AdmissionStatistics(admission.max_turns, 0) == admission.statistics()
 
 
+async def change_limits(admission: Admission, limits: Sequence[int]) -> None:
+    """Another number of places each second."""
+    for max_turns in limits:
+        await trio.sleep(1)
+        admission.set_limits(max_turns, admission.max_waiting, admission.max_wait)
+
+
 @given(
     st.lists(VISITS, max_size=12),
+    st.lists(st.integers(1, 4), min_size=1, max_size=4),
     st.integers(1, 3),
     st.integers(0, 4),
     st.integers(0, 4),
@@ -441,10 +563,11 @@ async def visit_all(
 )
 def test_after_any_interleaving_nobody_runs_and_nobody_waits(
     visits: list[tuple[int, int, int, int | None]],
+    limits: list[int],
     max_turns: int,
     max_waiting: int,
     max_wait: int,
     drain_at: int | None,
 ) -> None:
     admission = Admission(max_turns, max_waiting, float(max_wait))
-    trio.run(visit_all, admission, visits, drain_at, clock=MockClock(autojump_threshold=0))
+    trio.run(visit_all, admission, visits, limits, drain_at, clock=MockClock(autojump_threshold=0))

@@ -139,6 +139,20 @@ def test_the_last_choice_tells_why_the_model_stopped(reason: str) -> None:
     assert ({}, reason) == (choice["delta"], choice["finish_reason"])
 
 
+def test_what_the_upstream_told_of_the_whole_is_on_every_chunk() -> None:
+    told = {"service_tier": "flex", "system_fingerprint": "fp"}
+    heading = Heading("chatcmpl-1", 5, "qwen", answers.told_of_the_whole(REPLIES["all there is"]))
+    chunks = [
+        answers.encode_role_chunk(heading),
+        answers.encode_delta_chunk(heading, TextDelta("Hi")),
+        answers.encode_finish_chunk(heading, REPLIES["text"]),
+        answers.encode_usage_chunk(heading, USAGE),
+    ]
+
+    assert [told] * 4 == [{name: orjson.loads(chunk)[name] for name in told} for chunk in chunks]
+    assert {} == answers.told_of_the_whole(REPLIES["text"])
+
+
 def test_the_usage_chunk_has_no_choice() -> None:
     raw = answers.encode_usage_chunk(HEADING, Usage(3, 4, 7))
     usage = ChatCompletionChunk.model_validate_json(raw).usage

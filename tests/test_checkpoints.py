@@ -63,7 +63,7 @@ async def cancel_at(step: int, turn: Callable[[], Awaitable[object]]) -> bool:
     return nursery.cancel_scope.cancelled_caught
 
 
-async def slow_to_listen(event: Progress) -> None:
+async def slow_to_listen(*events: Progress) -> None:
     await trio.lowlevel.checkpoint()
 
 

@@ -78,6 +78,33 @@ def test_the_token_limit_goes_by_the_name_that_the_target_wants(
     assert sent == {name: value for name, value in body.items() if name not in ("model", "messages")}
 
 
+@pytest.mark.parametrize(
+    ("model", "field", "given", "sent"),
+    [
+        ("gpt-x", None, {}, {"max_tokens": 100}),
+        ("gpt-5-mini", None, {}, {"max_completion_tokens": 100}),
+        ("openai/o1", None, {}, {"max_completion_tokens": 100}),
+        ("glm-4", None, {}, {"max_completion_tokens": 100}),
+        ("gpt-5-mini", "max_tokens", {}, {"max_tokens": 100}),
+        ("gpt-x", "num_predict", {}, {"num_predict": 100}),
+        ("gpt-5-mini", None, {"max_tokens": 5}, {"max_tokens": 5}),
+        ("gpt-x", None, {"max_completion_tokens": 5}, {"max_completion_tokens": 5}),
+        ("gpt-x", "max_tokens", {"max_completion_tokens": 5}, {"max_tokens": 5}),
+    ],
+)
+def test_the_targets_own_token_limit_holds_for_a_request_that_tells_none(
+    model: str, field: str | None, given: dict[str, Json], sent: dict[str, Json]
+) -> None:
+    body = asked(ModelSettings(model, field, {}, max_tokens=100), **given)
+
+    assert sent == {name: value for name, value in body.items() if name not in ("model", "messages")}
+
+
+@pytest.mark.parametrize(("given", "sent"), [({}, 0.0), ({"temperature": 1.5}, 1.5), ({"temperature": 0}, 0)])
+def test_the_targets_own_temperature_holds_for_a_request_that_tells_none(given: dict[str, Json], sent: float) -> None:
+    assert sent == asked(ModelSettings("gpt-x", None, {}, temperature=0.0), **given)["temperature"]
+
+
 def test_the_extra_body_comes_last_and_wins() -> None:
     extra = {"model": "other", "temperature": 1, "stream_options": None, "max_tokens": 9, "thinking": {"type": "off"}}
     body = asked(ModelSettings("gpt-x", "max_tokens", extra), stream=True, temperature=0, max_tokens=5)
