@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from .replies import TextDelta, Usage
 from .shapes import Json
-from .upstream_wire import Chunk, UpstreamRequest
+from .upstream_reply import Chunk
+from .upstream_request import UpstreamRequest
 
 Take = Callable[[Chunk], Awaitable[None]]
 LABEL = "[echo, no model behind it]"

@@ -33,15 +33,8 @@ from .connections import (
 )
 from .errors import UpstreamError
 from .routing import Target
-from .upstream_wire import (
-    Chunk,
-    UpstreamRequest,
-    decode_chunk,
-    decode_completion,
-    decode_error,
-    encode_request,
-    merge_endings,
-)
+from .upstream_reply import Chunk, decode_chunk, decode_completion, decode_error, merge_endings
+from .upstream_request import UpstreamRequest, encode_request
 
 Take: TypeAlias = Callable[[Chunk], Awaitable[None]]
 

@@ -19,6 +19,7 @@ from .admission import Admission
 from .auth import BearerTokens
 from .config import Config
 from .errors import GatewayError, RequestError, StateError, UpstreamError
+from .messages import Message
 from .replies import Reply
 from .routing import Route, Router
 from .shapes import Json
@@ -26,8 +27,8 @@ from .state import NO_CHANGE, Change, Sessions, open_sessions
 from .throttle import Throttle
 from .turn import Answer, Turn
 from .upstream import Emit, RetryPolicy, Upstream, open_upstream
-from .upstream_wire import UpstreamRequest
-from .wire import ChatRequest, Message
+from .upstream_request import UpstreamRequest
+from .wire import ChatRequest
 
 log = structlog.stdlib.get_logger("picoclaw_trio.pipeline")
 

@@ -4,7 +4,7 @@ Theory: an upstream's answer, streamed or whole, becomes the same events, and th
 client that streams and one that does not get the same words by the same road. Fields that we do not know by name
 travel on as they came.
 Editing rule: what a delta may carry stands here; the two encodings (upstream's JSON in, client's JSON out) stand in
-``upstream_wire`` and ``answers``.
+``upstream_reply`` and ``answers``.
 """
 
 from __future__ import annotations

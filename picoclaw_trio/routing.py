@@ -18,7 +18,7 @@ import attrs
 from .config import AgentDefaults, Config, ModelConfig, Secret
 from .errors import UPSTREAM_FAILURES, RequestError
 from .health import Allowance, Health
-from .upstream_wire import ModelSettings
+from .upstream_request import ModelSettings
 
 Action: TypeAlias = Literal["retry", "fall_back", "give_up"]
 RETRY: Action = "retry"  # the same target again, after a pause

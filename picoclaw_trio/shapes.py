@@ -91,3 +91,9 @@ def list_of(check_item: Check) -> Check:
             check_item(item, f"{param}[{index}]")
 
     return check
+
+
+def check_typed_object(value: Json, param: str) -> None:
+    """An object with a ``type``, such as a tool or a response format."""
+    check_object(value, param)
+    check_string(value.get("type"), f"{param}.type")

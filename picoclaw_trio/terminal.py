@@ -19,9 +19,10 @@ import trio
 
 from .config import Config
 from .errors import GatewayError
+from .messages import Message
 from .pipeline import Caller, Gateway, answer, open_gateway
 from .replies import Progress, TextDelta
-from .wire import ChatRequest, Message
+from .wire import ChatRequest
 
 PROMPT = "> "
 

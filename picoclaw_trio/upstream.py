@@ -25,7 +25,8 @@ from .errors import UpstreamError
 from .http_target import Take, ask_http
 from .replies import Delta, Fold, Progress, Reply, ReplyStarted, TextDelta, ToolCallDelta
 from .routing import GIVE_UP, MAY_STILL_RUN, ON_FAILURE, RETRY, Action, Route, Target
-from .upstream_wire import Chunk, UpstreamRequest, complete_calls, merge_endings
+from .upstream_reply import Chunk, complete_calls, merge_endings
+from .upstream_request import UpstreamRequest
 
 log = structlog.stdlib.get_logger("picoclaw_trio.upstream")
 

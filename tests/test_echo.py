@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from strategies import JSON
 
 from picoclaw_trio.echo import LABEL, MAX_PIECES, ask_echo, say
+from picoclaw_trio.messages import Message
 from picoclaw_trio.replies import Fold, TextDelta, Usage
 from picoclaw_trio.shapes import Json
-from picoclaw_trio.upstream_wire import Chunk, UpstreamRequest
-from picoclaw_trio.wire import Message
+from picoclaw_trio.upstream_reply import Chunk
+from picoclaw_trio.upstream_request import UpstreamRequest
 
 
 def asked(*contents: Json, role: str = "user") -> UpstreamRequest:

@@ -119,6 +119,18 @@ def test_who_may_fall_back_to_an_alias_takes_no_turn_from_those_who_ask_for_it()
     assert ["oxy", "xy", "oyx", "yx", "oxy", "xy"] == [bases(router.route(name, 0.0)) for name in "ababab"]
 
 
+def test_targets_that_cool_down_come_last_in_the_same_order() -> None:
+    router = router_of(
+        model("a", "http://x", fallbacks=("b",)), model("a", "http://y"), model("a", "http://z"), model("b", "http://o")
+    )
+    x, y, z, _ = router.route("a", 0.0).targets
+    x.health.note_failure("auth", None, 0.0)
+    z.health.note_failure("auth", None, 0.0)
+
+    assert ["yozx", "zxyo"] == [bases(router.route("a", now)) for now in (1.0, 1000.0)]
+    assert y.health.is_fit(0.0)
+
+
 # Fallbacks
 
 

@@ -14,13 +14,15 @@ from trio.testing import MockClock
 
 from picoclaw_trio.config import Config, ModelConfig, Secret
 from picoclaw_trio.errors import UPSTREAM_FAILURES, UpstreamError
+from picoclaw_trio.health import COOL_DOWNS
 from picoclaw_trio.http_target import Take
 from picoclaw_trio.pipeline import TurnPlan, drive
 from picoclaw_trio.replies import Delta, ExtraDelta, Progress, ReplyStarted, TextDelta, ToolCallDelta, Usage
 from picoclaw_trio.routing import FALL_BACK, GIVE_UP, ON_FAILURE, RETRY, Route, Router, Target
-from picoclaw_trio.sessions import NO_CHANGE
+from picoclaw_trio.state.sessions import NO_CHANGE
 from picoclaw_trio.upstream import RetryPolicy, Upstream, discard
-from picoclaw_trio.upstream_wire import Chunk, UpstreamRequest
+from picoclaw_trio.upstream_reply import Chunk
+from picoclaw_trio.upstream_request import UpstreamRequest
 
 Outcome = Callable[[Take], Awaitable[None]]
 
@@ -84,10 +86,13 @@ class FakeTargets:
         return Upstream(self.ask, RetryPolicy(**policy), lambda: jitter)  # type: ignore[arg-type]  # counts are floats here
 
 
-def route(*aliases: str) -> Route:
+def router_of(*models: ModelConfig) -> Router:
+    return Router.from_config(Config(None, Path("/nowhere"), model_list=models))
+
+
+def route(*aliases: str, rpm: int = 0) -> Route:
     """One target for each alias."""
-    models = tuple(ModelConfig(alias, f"{alias}-up", "openai", "http://x") for alias in aliases)
-    router = Router.from_config(Config(None, Path("/nowhere"), model_list=models))
+    router = router_of(*(ModelConfig(alias, f"{alias}-up", "openai", "http://x", rpm=rpm) for alias in aliases))
     return Route(tuple(router.route(alias, 0.0).targets[0] for alias in aliases))
 
 
@@ -220,6 +225,102 @@ async def test_target_that_may_still_be_at_work_is_not_asked_again(kind: str, au
         await fake.upstream().complete(route("a"), REQUEST, discard)
 
     assert ["a"] == fake.asked
+
+
+def two_keys(base: str = "http://x", model: str = "a-up") -> Route:
+    """The alias "a" with two keys, and then "b" at *base* with the id *model*."""
+    first = ModelConfig("a", "a-up", "openai", "http://x", (Secret("k1"), Secret("k2")), fallbacks=("b",))
+    return router_of(first, ModelConfig("b", model, "openai", base)).route("a", 0.0)
+
+
+@pytest.mark.parametrize("kind", ["lost", "timeout"])
+async def test_model_that_may_still_be_at_work_is_not_asked_under_another_key(
+    kind: str, autojump_clock: MockClock
+) -> None:
+    fake = FakeTargets({"a": [fails(kind), says("no")], "b": [says("no")]})
+
+    with pytest.raises(UpstreamError) as raised:
+        await fake.upstream().complete(two_keys(), REQUEST, discard)
+
+    assert kind == raised.value.kind
+    assert ["a"] == fake.asked
+
+
+@pytest.mark.parametrize(("base", "model"), [("http://y", "a-up"), ("http://x", "b-up")])
+async def test_another_model_or_address_is_asked_while_one_may_still_be_at_work(
+    base: str, model: str, autojump_clock: MockClock
+) -> None:
+    fake = FakeTargets({"a": [fails("timeout")], "b": [says("hello")]})
+
+    assert "b" == (await fake.upstream().complete(two_keys(base, model), REQUEST, discard)).alias
+    assert ["a", "b"] == fake.asked
+
+
+@pytest.mark.parametrize("kind", ["auth", "garbled"])
+async def test_another_key_is_asked_where_the_first_is_refused(kind: str, autojump_clock: MockClock) -> None:
+    fake = FakeTargets({"a": [fails(kind), says("hello")], "b": [says("no")]})
+
+    assert "a" == (await fake.upstream().complete(two_keys(), REQUEST, discard)).alias
+
+
+# What is learned of a target
+
+
+async def test_failed_target_comes_last_until_it_replies_again(autojump_clock: MockClock) -> None:
+    router = router_of(*(ModelConfig(name, f"{name}-up", "openai", "http://x", fallbacks=("b",)) for name in "ab"))
+    fake = FakeTargets({"a": [fails("auth"), says("hello")], "b": [says("hello")]})
+    upstream = fake.upstream()
+
+    async def answering() -> str:
+        return (await upstream.complete(router.route("a", trio.current_time()), REQUEST, discard)).alias
+
+    assert ["b", "b"] == [await answering(), await answering()]
+    await trio.sleep(COOL_DOWNS["auth"][0])
+    assert ["a", "a"] == [await answering(), await answering()]
+    assert ["a", "b", "b", "a", "a"] == fake.asked
+
+
+async def test_target_that_cools_down_is_asked_all_the_same_where_there_is_no_other(autojump_clock: MockClock) -> None:
+    router = router_of(ModelConfig("a", "a-up", "openai", "http://x"))
+    fake = FakeTargets({"a": [fails("auth"), says("hello")]})
+
+    with pytest.raises(UpstreamError):
+        await fake.upstream().complete(router.route("a", trio.current_time()), REQUEST, discard)
+    await fake.upstream().complete(router.route("a", trio.current_time()), REQUEST, discard)
+
+    assert [0.0, 0.0] == fake.times
+
+
+async def test_requests_a_minute_are_kept_by_a_short_wait(autojump_clock: MockClock) -> None:
+    fake = FakeTargets({"a": [says("hello")]})
+    limited = route("a", rpm=20)
+
+    for _ in range(22):
+        await fake.upstream().complete(limited, REQUEST, discard)
+
+    assert [*20 * [0.0], 3.0, 6.0] == fake.times
+
+
+async def test_target_whose_minute_is_used_up_is_left_for_the_next(autojump_clock: MockClock) -> None:
+    fake = FakeTargets({"a": [says("hello")], "b": [says("hello")]})
+    limited = Route((*route("a", rpm=2).targets, *route("b").targets))
+
+    for _ in range(3):
+        await fake.upstream().complete(limited, REQUEST, discard)
+
+    assert ["a", "a", "b"] == fake.asked
+
+
+async def test_client_is_told_to_wait_where_every_minute_is_used_up(autojump_clock: MockClock) -> None:
+    fake = FakeTargets({"a": [says("hello")]})
+    limited = route("a", rpm=2)
+    for _ in range(2):
+        await fake.upstream().complete(limited, REQUEST, discard)
+
+    with pytest.raises(UpstreamError) as raised:
+        await fake.upstream().complete(limited, REQUEST, discard)
+
+    assert (429, {"Retry-After": "30"}) == (raised.value.status, raised.value.headers)
 
 
 # Pauses

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from strategies import FLOATS, INTEGERS, JSON
 
 from picoclaw_trio.errors import RequestError
+from picoclaw_trio.messages import MESSAGE_FIELDS, PARTS, ROLES
 from picoclaw_trio.shapes import Json
-from picoclaw_trio.wire import FIELDS, MESSAGE_FIELDS, PARTS, ROLES, ChatRequest, decode_chat_request
+from picoclaw_trio.wire import FIELDS, ChatRequest, decode_chat_request
 
 USER: dict[str, Json] = {"role": "user", "content": "Hello"}
 FUNCTION: dict[str, Json] = {"name": "look", "arguments": "{}"}

@@ -1,6 +1,7 @@
 """The configuration: the file and the environment -> a frozen ``Config``, or every problem at once, with addresses."""
 
 from .judge import load_config
+from .secret import Secret
 from .sources import config_home, config_path, create_first_config
 from .values import (
     AgentConfig,
@@ -10,7 +11,6 @@ from .values import (
     GatewayConfig,
     ModelConfig,
     OpenAIApiConfig,
-    Secret,
 )
 
 __all__ = [

@@ -20,6 +20,7 @@ from cattrs import Converter
 
 from ..errors import ConfigError, Problem
 from .checks import Name, check_url
+from .secret import Secret
 from .sources import (
     apply_variables,
     config_home,
@@ -42,7 +43,6 @@ from .values import (
     ModelChoice,
     ModelConfig,
     ModelEntry,
-    Secret,
     UpstreamOptions,
 )
 from .vendors import DEFAULT_VENDOR, ECHO, VENDORS, UnknownVendorError, Vendor, resolve

@@ -18,8 +18,8 @@ from typing import Any
 import orjson
 
 from ..errors import ConfigError, Problem
+from .secret import Secret
 from .strict import Place, Wrong, expect, wrong
-from .values import Secret
 
 MAX_CONFIG_BYTES = 16 * 1024 * 1024
 MAX_SECRET_BYTES = 64 * 1024

@@ -22,6 +22,7 @@ from pathlib import Path
 import attrs
 import trio
 
+from .. import metrics
 from ..errors import StateError
 from .changes import NO_CHANGE, Batch, Change
 from .disk import Disk, stamp_of
@@ -188,9 +189,11 @@ class StateFile:
             await self._in_thread(partial(self._storage.append, batch.records(), self._place.mark(), batch.ticket))
         except StateError as exc:
             if batch.ticket.give_up():
+                metrics.note_state_write("failed")
                 self._drop(batch, exc.reason)
                 self._note(exc.reason)
                 return
+        metrics.note_state_write("ok")
         self._land(batch)
 
     def _land(self, batch: Batch) -> None:

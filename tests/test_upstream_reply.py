@@ -13,21 +13,19 @@ from strategies import JSON
 
 from picoclaw_trio.answers import Heading, encode_completion, encode_delta_chunk
 from picoclaw_trio.errors import UPSTREAM_FAILURES, UpstreamError
+from picoclaw_trio.messages import Message
 from picoclaw_trio.replies import ExtraDelta, Fold, Reply, TextDelta, Usage
 from picoclaw_trio.shapes import Json
-from picoclaw_trio.upstream_wire import (
+from picoclaw_trio.upstream_reply import (
     FINISH_REASONS,
     Chunk,
-    ModelSettings,
-    UpstreamRequest,
     complete_calls,
     decode_chunk,
     decode_completion,
     decode_error,
-    encode_request,
     merge_endings,
 )
-from picoclaw_trio.wire import Message
+from picoclaw_trio.upstream_request import ModelSettings, UpstreamRequest, encode_request
 
 # --- Questions -----------------------------------------------------------------------------------------------------
 

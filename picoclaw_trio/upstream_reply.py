@@ -1,4 +1,4 @@
-"""The upstream's side of the OpenAI API: requests to bytes, and its answers to events.
+"""What an upstream answers: its JSON to events, its errors to ours.
 
 Theory: upstreams are many and few of them are exact. What is missing is filled in, what has another shape is put
 right, and what cannot be understood is an ``UpstreamError`` whose kind says what to do about it.
@@ -10,7 +10,7 @@ Source: https://platform.openai.com/docs/api-reference/chat/object and .../chat/
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import attrs
 import orjson
@@ -18,39 +18,6 @@ import orjson
 from .errors import UpstreamError
 from .replies import Delta, ExtraDelta, TextDelta, ToolCallDelta, Usage
 from .shapes import Json, load
-from .wire import Message
-
-
-@attrs.frozen
-class UpstreamRequest:
-    """What a model is asked: the conversation and the fields that go with it, without a target.
-
-    ``keep_text`` false: whoever asks has the text from the events, so the reply need not hold it again.
-    """
-
-    messages: Sequence[Message]
-    parameters: Mapping[str, Json]
-    stream: bool
-    keep_text: bool = True
-
-
-@attrs.frozen
-class ModelSettings:
-    """How one target wants its requests.
-
-    Attributes:
-        model: the id that the upstream knows.
-        max_tokens_field: its spelling of the token limit; None to pass on the client's.
-        extra_body: fields to merge in last.
-        max_tokens, temperature: for a request that does not say; None to leave them to the upstream.
-    """
-
-    model: str
-    max_tokens_field: str | None
-    extra_body: Mapping[str, Json]
-    max_tokens: int | None = None
-    temperature: float | None = None
-
 
 # Text fields of a message that arrive in pieces, by the names that upstreams use.
 TEXT_FIELDS = ("reasoning_content", "reasoning", "content", "refusal")
@@ -59,40 +26,6 @@ FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "f
 OTHER_FINISH_REASONS = {"max_tokens": "length", "safety": "content_filter", "tool_use": "tool_calls"}
 # Characters of an upstream's own error message that go on to the client and the log.
 MAX_TOLD = 2000
-TOKEN_LIMITS = ("max_tokens", "max_completion_tokens")
-# Parts of the ids of models that want the second of these, and may refuse the first.
-WANT_COMPLETION_LIMIT = ("glm", "o1", "gpt-5")
-
-
-def encode_request(request: UpstreamRequest, settings: ModelSettings) -> bytes:
-    """The body of ``POST {base}/chat/completions``."""
-    body: dict[str, Json] = {
-        "model": settings.model,
-        "messages": [message.body for message in request.messages],
-        **request.parameters,
-    }
-    _add_defaults(body, settings)
-    if settings.max_tokens_field is not None:
-        _rename_token_limit(body, settings.max_tokens_field)
-    if request.stream:
-        body["stream"] = True
-        body["stream_options"] = {"include_usage": True}
-    body.update(settings.extra_body)
-    return orjson.dumps(body)
-
-
-def _add_defaults(body: dict[str, Json], settings: ModelSettings) -> None:
-    if settings.temperature is not None:
-        body.setdefault("temperature", settings.temperature)
-    if settings.max_tokens is not None and not any(name in body for name in TOKEN_LIMITS):
-        wants_other = any(part in settings.model for part in WANT_COMPLETION_LIMIT)
-        body[TOKEN_LIMITS[wants_other]] = settings.max_tokens
-
-
-def _rename_token_limit(body: dict[str, Json], field: str) -> None:
-    limits = [body.pop(name) for name in TOKEN_LIMITS if name in body]
-    if limits:
-        body[field] = limits[-1]
 
 
 @attrs.frozen
