@@ -1,0 +1,258 @@
+"""What Hypercorn and Quart-Trio get wrong for a gateway, mended in place before the server starts.
+
+Theory: ``mend()`` runs when a worker imports the application, which is before its event loop starts; it puts our
+classes where Hypercorn looks for its own. ``MENDS`` lists them; what is wrong stands with the class that mends it.
+What cannot be mended from inside a worker: Hypercorn's master exits with 0 after a worker has failed, even one that
+could not start, so a supervisor must restart it always; and a second SIGTERM or SIGINT does not hurry it.
+Editing rule: nothing here knows about models or messages, and nothing else patches a library.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+import logging
+import multiprocessing
+import signal
+import sys
+import threading
+import types
+from collections.abc import Callable, Generator
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio.worker_context import EventWrapper, WorkerContext
+from quart.utils import encode_headers
+from quart.wrappers.response import DataBody
+from quart_trio.asgi import TrioASGIHTTPConnection
+
+logger = logging.getLogger(__name__)
+
+# The versions whose sources were read. Any other is looked at before anything is replaced.
+KNOWN_HYPERCORN = ("0.17.", "0.18.")
+# (module, what it is replaced in, our replacement, the parts of the original that this overrides or uses)
+MENDS = (
+    ("hypercorn.trio.run", "TCPServer", "host_connection.Connection", "run protocol_send _read_data _close"),
+    ("hypercorn.trio.run", "WorkerContext", "host.Worker", "mark_request"),
+    ("hypercorn.trio.tcp_server", "TaskGroup", "host_requests.Requests", "spawn_app spawn"),
+    (
+        "hypercorn.protocol",
+        "H11Protocol",
+        "host_h11.H11",
+        "handle stream_send _handle_events _send_h11_event _send_error_response _maybe_recycle _close_stream",
+    ),
+    ("hypercorn.protocol", "H2Protocol", "host_h2.H2", "handle _handle_events _flush"),
+    ("hypercorn.protocol.h2", "StreamBuffer", "host_h2.Buffer", "push pop close"),
+    ("hypercorn.protocol.h2", "HTTPStream", "host_requests.Stream", "handle app_send _send_error_response"),
+)
+# New defaults of Hypercorn's; its command line and configuration file still win.
+DEFAULTS = {
+    "backlog": 2048,
+    "graceful_timeout": 30.0,  # 3 s would cut off most answers of a model
+    "include_server_header": False,
+    "keep_alive_max_requests": sys.maxsize,
+    "keep_alive_timeout": 75.0,  # longer than clients keep a connection, so that they are the ones who close it
+}
+
+
+def mend(*, write_timeout: float = 30.0) -> None:
+    """Mend what is wrong in the installed Hypercorn. Does nothing more the second time but set the timeout.
+
+    Args:
+        write_timeout: seconds that a client may take to accept 64 KiB of an answer before it is cut off.
+    """
+    ignore_sigterm_in_workers()
+    for name, value in DEFAULTS.items():
+        setattr(Config, name, value)
+    try:
+        replacements = [_replacement(*row) for row in MENDS]
+        from . import host_connection, host_speed
+    except (ImportError, AttributeError, TypeError) as error:
+        logger.warning("This version of Hypercorn is not known, and runs with its own faults: %s", error)
+        return
+    for module, name, ours in replacements:
+        setattr(module, name, ours)
+    host_connection.Connection.write_timeout = write_timeout
+    host_speed.mend_accept()
+    host_speed.mend_headers()
+
+
+def _replacement(module_name: str, name: str, place: str, parts: str) -> tuple[types.ModuleType, str, type]:
+    """Where to put what. Raises AttributeError or TypeError when it would not fit there."""
+    room, _, our_name = place.rpartition(".")
+    module = importlib.import_module(module_name)
+    ours: type = getattr(importlib.import_module(f".{room}", __package__), our_name)
+    original = getattr(module, name)
+    if not importlib.metadata.version("hypercorn").startswith(KNOWN_HYPERCORN):
+        for part in parts.split():
+            theirs, mine = (inspect.signature(getattr(owner, part)) for owner in (original, ours))
+            if list(theirs.parameters) != list(mine.parameters):
+                raise TypeError(f"{module_name}.{name}.{part}{theirs}")
+    return module, name, ours
+
+
+def ignore_sigterm_in_workers() -> None:
+    """Let only the master decide when a worker stops.
+
+    Hypercorn's workers die at once of a SIGTERM: when it is sent to the whole process group, and when the master, as
+    soon as the first worker has stopped, sends it to those that are still answering.
+    """
+    if multiprocessing.parent_process() is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class Flag(EventWrapper):
+    """An event that can be set without waiting, and that also ends the idle connections when it is.
+
+    In place of Hypercorn's, for which each connection has a task that waits.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle: set[trio.CancelScope] = set()
+
+    async def set(self) -> None:
+        self.set_nowait()
+
+    def set_nowait(self) -> None:
+        self._event.set()
+        for scope in tuple(self.idle):
+            scope.cancel()
+
+
+class StopOrder(Flag):
+    """The order to stop. Also given by the master's death, for nobody else would give it then: SIGTERM is ignored."""
+
+    async def wait(self) -> None:
+        async with trio.open_nursery() as nursery:
+            if (master := multiprocessing.parent_process()) is not None:
+                nursery.start_soon(self._set_when_readable, master.sentinel)
+            await super().wait()
+            nursery.cancel_scope.cancel()
+
+    async def _set_when_readable(self, sentinel: int) -> None:
+        await trio.lowlevel.wait_readable(sentinel)
+        self.set_nowait()
+
+
+class Worker(WorkerContext):
+    """What the connections of one worker share. In place of ``WorkerContext``, which tells the application nothing.
+
+    To the application a shutdown comes only when the last request has ended, which a stream does not do by itself.
+    """
+
+    def __init__(self, max_requests: int | None) -> None:
+        super().__init__(max_requests)
+        self.terminate: Flag = StopOrder()
+        self.terminated: Flag = Flag()
+        _worker.set(self)
+
+
+_worker: ContextVar[Worker] = ContextVar("worker")
+
+
+def is_draining() -> bool:
+    """Whether the server that runs the calling task has begun to stop. False outside of a mended server."""
+    worker = _worker.get(None)
+    return worker is not None and worker.terminated.is_set()
+
+
+async def wait_draining() -> None:
+    """Return when the server that runs the calling task begins to stop. Outside of a mended server: never."""
+    worker = _worker.get(None)
+    if worker is None:
+        await trio.sleep_forever()
+    else:
+        await worker.terminated.wait()
+
+
+def stop_worker() -> None:
+    """Ask for a graceful stop of the server that runs the calling task, as a SIGTERM to the master does."""
+    _worker.get().terminate.set_nowait()
+
+
+class BodyOnDemand:
+    """A request's body that calls *ask* when something is first wanted of it."""
+
+    def __init__(self, body: Any, ask: Callable[[], None]) -> None:
+        self._body = body
+        self._ask: Callable[[], None] | None = ask
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        waiting: Generator[Any, Any, Any] = self._wanted().__await__()
+        return waiting
+
+    def __aiter__(self) -> Any:
+        return self._wanted().__aiter__()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wanted(), name)
+
+    def _wanted(self) -> Any:
+        ask, self._ask = self._ask, None
+        if ask is not None:
+            ask()
+        return self._body
+
+
+class MendedHTTPConnection(TrioASGIHTTPConnection):
+    """One request, from ASGI to Quart. To be set as ``QuartTrio.asgi_http_class``.
+
+    In Quart-Trio 0.12 and 0.13 the end of an answer is taken for the client's leaving, and the request cancels itself
+    in the middle of Hypercorn's tidying up: the connection is then neither closed nor timed out, ever.
+    The handler finds its nursery in ``request.scope["picoclaw.nursery"]``; what runs there ends with the answer. The
+    body is asked for (100 Continue) when the handler first wants it. ``RESPONSE_TIMEOUT`` is not looked at.
+    """
+
+    async def __call__(self, receive: Any, send: Any) -> None:
+        async def send_and_note(message: Any) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                self.answered = True
+            await send(message)
+
+        self.answered = self.reading = False
+        request = self._create_request_from_scope(send_and_note)
+        async with trio.open_nursery() as nursery:
+            self.scope["picoclaw.nursery"] = nursery  # type: ignore[typeddict-unknown-key]  # ours
+            read = partial(self._read_messages, nursery.cancel_scope, request.body, receive)
+            if any(name == b"expect" for name, _ in self.scope["headers"]):
+                on_demand: Any = BodyOnDemand(request.body, partial(nursery.start_soon, read))
+                request.body = on_demand
+            else:
+                nursery.start_soon(read)
+            response = await self.app.handle_request(request)
+            await self._send_response(send_and_note, response)
+            if not self._ends_by_itself(nursery, receive):
+                nursery.cancel_scope.cancel()
+
+    def _ends_by_itself(self, nursery: trio.Nursery, receive: Any) -> bool:
+        """Whether nothing is left but our reader, and our inbox has told it of the end: to cancel costs 50 µs more."""
+        inbox = getattr(receive, "__self__", None)
+        return len(nursery.child_tasks) == self.reading and getattr(inbox, "closed", False)
+
+    async def _read_messages(self, request_scope: trio.CancelScope, body: Any, receive: Any) -> None:
+        self.reading = True
+        put = getattr(body, "put", None)  # since Quart 0.23
+        while (message := await receive())["type"] == "http.request":
+            if put is None:
+                body.append(message.get("body", b""))
+            else:
+                await put(message.get("body", b""))
+            if not message.get("more_body", False):
+                body.set_complete()
+        self.reading = False
+        if not self.answered:
+            request_scope.cancel()
+
+    async def _send_response(self, send: Any, response: Any) -> None:
+        body = response.response
+        if isinstance(body, DataBody):  # in one message and not in two
+            headers = encode_headers(response.headers)
+            await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+            await send({"type": "http.response.body", "body": body.data[body.begin : body.end]})
+        else:
+            await super()._send_response(send, response)

@@ -1,0 +1,206 @@
+"""One client's connection: its reader, its writes, and the times at which it ends.
+
+Theory: a connection has one reader task, which lives as long as the connection, and one task for each request. Waiting
+is never done by a further task: the reader's deadline is moved instead. Whoever finds nobody writing becomes the
+writer, and the others leave their bytes to it. Nothing here knows HTTP.
+Editing rule: each class stands in for one of Hypercorn 0.17 to 0.18, named in its docstring together with what is wrong
+there; ``host.MENDS`` puts it in place.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, ClassVar
+
+import trio
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
+
+from .host_speed import PlainSocket
+
+logger = logging.getLogger(__name__)
+
+# The write timeout holds for each piece, so a slow client is served as long as it takes 2 KiB a second.
+PIECE = 2**16
+LINGER_TIMEOUT = 2.0
+# Or the kernel would offer the rest for many minutes to a client that does not read.
+RESET = struct.pack("ii", 1, 0)
+
+
+class IdleDeadline:
+    """In place of ``TrioSingleTask``, which for every request cancels a task and starts another (19 % of the time)."""
+
+    def __init__(self, timeout: float, draining: Any) -> None:
+        self.timeout = timeout
+        self.draining = draining
+        self.scope = trio.CancelScope()
+
+    async def restart(self, task_group: object, action: object) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """From now on the connection is idle: it ends after the timeout, or at once when the worker is stopping."""
+        self.scope.deadline = -math.inf if self.draining.is_set() else trio.current_time() + self.timeout
+        self.draining.idle.add(self.scope)
+
+    def stop(self) -> None:
+        self.draining.idle.discard(self.scope)
+        self.scope.deadline = math.inf
+
+
+class ReadAhead(Event):
+    """Asks the connection to read on while an answer is under way, so that the client's leaving is seen.
+
+    Every piece goes to *keep*, the empty one at the end too, until that returns False.
+    """
+
+    def __init__(self, keep: Callable[[bytes], bool]) -> None:
+        self.keep = keep
+
+
+class Guard(Event):
+    """Asks the connection to see to it that no write holds up its end. Handled as long as the connection lasts."""
+
+
+class Connection(TCPServer):
+    """One client's connection.
+
+    In place of ``TCPServer``, where an error in protocol code ends the whole worker, a write to a client that does not
+    read waits for ever and cannot be cancelled, an answer that comes before the whole request can be lost to a reset,
+    and each write costs a lock, a cancel scope and a turn of the scheduler.
+    """
+
+    write_timeout: ClassVar[float] = 30.0
+    stream: Any
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.idle = IdleDeadline(self.config.keep_alive_timeout, self.context.terminated)
+        self.idle_task = self.idle  # type: ignore[assignment]  # has all that is used of it
+        self.unsent = bytearray()  # not empty: some task is writing it
+        self.written = trio.lowlevel.ParkingLot()
+        self.writing = trio.CancelScope()  # of the latest piece
+        self.ending = False
+        self.finished = False
+
+    async def run(self) -> None:
+        """Serve the client until one side closes. An error in here costs this connection only, and one line of log."""
+        try:
+            await super().run()
+        except* Exception as errors:
+            logger.error("A connection was dropped after an error: %r", errors.exceptions)
+            logger.debug("This is the error", exc_info=errors)
+        finally:
+            self.idle.stop()
+
+    async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, RawData):
+            await self._write(event.data)
+        elif isinstance(event, Updated):
+            if event.idle:
+                self.idle.start()
+            else:
+                self.idle.stop()
+        elif isinstance(event, ReadAhead):
+            while event.keep(await self._receive()):
+                pass
+        elif isinstance(event, Guard):
+            await self._guard()
+        elif isinstance(event, Closed):
+            await self._finish()
+            await self.protocol.handle(Closed())
+
+    async def _read_data(self) -> None:
+        with self.idle.scope:
+            data = b"more"
+            while data:
+                data = await self._receive()
+                if not self.finished:
+                    await self.protocol.handle(RawData(data))
+        await self.protocol.handle(Closed())
+
+    async def _receive(self) -> bytes:
+        """What the client sent; nothing when it, or we, have closed."""
+        try:
+            if self.config.read_timeout is None:
+                return bytes(await self.stream.receive_some(MAX_RECV))
+            with trio.fail_after(self.config.read_timeout):
+                return bytes(await self.stream.receive_some(MAX_RECV))
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            return b""
+
+    async def _write(self, data: bytes) -> None:
+        """Write *data* after all that was given before. Who is cancelled while another task writes leaves his to it."""
+        try:
+            if not self.unsent and isinstance(self.stream, PlainSocket):
+                data = data[self.stream.send_nowait(data) :]
+            if data:
+                await self._write_rest(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            await self._break_off()
+            await self.protocol.handle(Closed())
+
+    async def _write_rest(self, data: bytes) -> None:
+        under_way = bool(self.unsent)
+        self.unsent += data
+        if under_way:
+            await self.written.park()
+            return
+        while self.unsent:
+            await self._write_piece()
+        self.written.unpark_all()
+
+    async def _write_piece(self) -> None:
+        piece = bytes(self.unsent[:PIECE])
+        # Half a frame would spoil the other requests of an HTTP/2 connection, so there a write ends only with all.
+        shared = not (self.ending or isinstance(self.protocol.protocol, H11Protocol))
+        limit = self.writing = trio.CancelScope(deadline=trio.current_time() + self.write_timeout, shield=shared)
+        try:
+            with limit:
+                await self.stream.send_all(piece)
+        except trio.Cancelled:
+            await self._break_off()
+            raise
+        if limit.cancelled_caught:
+            raise trio.BrokenResourceError("the client does not read")
+        del self.unsent[:PIECE]
+
+    async def _guard(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.ending = True
+            self.writing.shield = False
+
+    async def _break_off(self) -> None:
+        """Close without a word: what was being written is torn."""
+        self.unsent.clear()
+        self.written.unpark_all()
+        transport = getattr(self.stream, "transport_stream", self.stream)
+        with suppress(OSError):
+            transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        await trio.aclose_forcefully(self.stream)
+
+    async def _finish(self) -> None:
+        """Say that nothing more will come. What the client is still sending, the reader throws away for a while.
+
+        To close at once with something unread would reset the connection, and the client may lose the answer.
+        """
+        self.finished = True
+        self.idle.scope.deadline = trio.current_time() + LINGER_TIMEOUT
+        try:
+            await self.stream.send_eof()
+            if getattr(self.protocol.protocol, "has_whole_request", False):
+                await self._close()
+        except (AttributeError, trio.BrokenResourceError, trio.ClosedResourceError):  # TLS has no such thing
+            await self._close()
+
+    async def _close(self) -> None:
+        with trio.move_on_after(self.write_timeout):  # TLS says goodbye, which can block like any write
+            await self.stream.aclose()

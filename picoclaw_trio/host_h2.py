@@ -1,0 +1,151 @@
+"""HTTP/2 as Hypercorn speaks it, with its faults mended.
+
+Theory: h2 knows the protocol; Hypercorn moves events between it, the connection and the application. A connection is
+shared, so what is wrong with one request must stay with its stream.
+Editing rule: each class stands in for one of Hypercorn 0.17 to 0.18, named in its docstring together with what is wrong
+there; ``host.MENDS`` puts it in place.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import h2.errors
+import h2.events
+import h2.exceptions
+import trio
+from hypercorn.events import Closed, RawData
+from hypercorn.events import Event as ConnectionEvent
+from hypercorn.protocol.events import Event, StreamClosed
+from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, BUFFER_LOW_WATER, BufferCompleteError, H2Protocol, StreamBuffer
+
+from .host_connection import PIECE, Connection, Guard
+from .host_requests import Headers, refusal
+
+
+class Stalled(Exception):
+    """The client keeps a stream's window shut."""
+
+
+class Buffer(StreamBuffer):
+    """What a stream of HTTP/2 has yet to send. In place of ``StreamBuffer``.
+
+    That one lets the application go on while the client's window is shut, and so takes any amount; or has it wait for a
+    client that has stopped to read, without end. Our ``push`` and ``drain`` raise ``Stalled`` then.
+    """
+
+    @property
+    def finished(self) -> bool:
+        """Whether all was put in. (``complete`` is when all was taken out.)"""
+        return self._complete
+
+    async def push(self, data: bytes) -> None:
+        if self._complete:
+            raise BufferCompleteError
+        self.buffer.extend(data)
+        await self._is_empty.clear()
+        if len(self.buffer) >= BUFFER_HIGH_WATER:
+            await self._paused.clear()
+            await self._wait(self._paused)
+
+    async def drain(self) -> None:
+        await self._wait(self._is_empty)
+
+    async def _wait(self, event: Any) -> None:
+        while not event.is_set():
+            size = len(self.buffer)
+            with trio.move_on_after(Connection.write_timeout):
+                await event.wait()
+            if not event.is_set() and len(self.buffer) > size - PIECE:
+                raise Stalled
+
+    async def pop(self, max_length: int) -> bytes:
+        data = bytes(self.buffer[:max_length])
+        del self.buffer[:max_length]
+        if len(self.buffer) < BUFFER_LOW_WATER:
+            await self._paused.set()
+        if not self.buffer:
+            await self._is_empty.set()
+        return data
+
+
+class H2(H2Protocol):
+    """HTTP/2. In place of ``H2Protocol``, where
+
+    * data after the answer, a path that is not ASCII, CONNECT, or a thousand priorities end the server;
+    * data after the answer is never acknowledged, so that the connection's window shrinks until nothing moves;
+    * an application that writes waits for ever when the client closes the connection, or opens no window;
+    * an answer that its application leaves unfinished never ends for the client.
+    """
+
+    stream_buffers: dict[int, Buffer]  # type: ignore[assignment]  # ours, by ``host.MENDS``
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.guarding = trio.CancelScope()
+
+    async def initiate(self, headers: list[tuple[bytes, bytes]] | None = None, settings: bytes | None = None) -> None:
+        self.task_group.spawn(self._guard)
+        await super().initiate(headers, settings)
+
+    async def _guard(self) -> None:
+        with self.guarding:
+            await self.send(Guard())
+
+    async def handle(self, event: ConnectionEvent) -> None:
+        await super().handle(event)
+        if isinstance(event, Closed):
+            self.guarding.cancel()
+            for buffer in self.stream_buffers.values():
+                await buffer.close()
+
+    async def _handle_events(self, events: list[h2.events.Event]) -> None:
+        for event in events:
+            if isinstance(event, h2.events.DataReceived) and event.stream_id not in self.streams:
+                self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            elif isinstance(event, h2.events.RequestReceived) and not is_for_us(event.headers):
+                with suppress(h2.exceptions.ProtocolError):  # it may have been reset already
+                    self._refuse(event.stream_id)
+            elif not isinstance(event, h2.events.PriorityUpdated):  # RFC 9113 5.3.2: may be ignored
+                await super()._handle_events([event])
+        await self._flush()
+
+    async def stream_send(self, event: Event) -> None:
+        buffer = self.stream_buffers.get(event.stream_id)
+        if isinstance(event, StreamClosed) and buffer is not None and not buffer.finished:
+            with suppress(h2.exceptions.ProtocolError):
+                self.connection.reset_stream(event.stream_id, h2.errors.ErrorCodes.INTERNAL_ERROR)
+            await self._flush()
+            await self._window_updated(event.stream_id)  # where the stream's buffer is put away
+        try:
+            await super().stream_send(event)
+        except Stalled:
+            await self._give_up(event.stream_id)
+
+    async def _give_up(self, stream_id: int) -> None:
+        """End this one stream as if its client had."""
+        with suppress(h2.exceptions.ProtocolError):
+            self.connection.reset_stream(stream_id, h2.errors.ErrorCodes.CANCEL)
+        await self._flush()
+        await self._close_stream(stream_id)
+        await self._window_updated(stream_id)
+
+    def _refuse(self, stream_id: int) -> None:
+        headers, body = refusal(400)
+        fits = len(body) <= self.connection.local_flow_control_window(stream_id)
+        self.connection.send_headers(stream_id, [(b":status", b"400"), *headers], end_stream=not fits)
+        if fits:
+            self.connection.send_data(stream_id, body, end_stream=True)
+
+    async def _flush(self) -> None:
+        if data := self.connection.data_to_send():
+            await self.send(RawData(data))
+            await trio.lowlevel.checkpoint()  # no write is one, and a stream must not keep the others waiting
+
+
+def is_for_us(headers: Headers) -> bool:
+    """Whether this is a request to an origin server, and not to a proxy (CONNECT)."""
+    fields = dict(headers)
+    method, path = fields.get(b":method", b""), fields.get(b":path", b"")
+    return method.isascii() and method != b"CONNECT" and path.isascii() and path[:1] in (b"/", b"*")

@@ -1,0 +1,148 @@
+"""One request on its way to the application and back: what waits for it, its task, its stream, and its errors.
+
+Theory: the connection's reader puts pieces of the body into an inbox, the application takes them out in a task of its
+own, and whichever ends first lets the other go. An answer that Hypercorn gives by itself has OpenAI's error body.
+Editing rule: each class stands in for one of Hypercorn 0.17 to 0.18, named in its docstring together with what is wrong
+there; ``host.MENDS`` puts it in place.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import orjson
+import trio
+from hypercorn.config import Config
+from hypercorn.protocol.events import Body, EndBody, Event, Response, StreamClosed
+from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
+from hypercorn.trio.task_group import TaskGroup, _handle
+
+Headers = list[tuple[bytes, bytes]]
+
+# {status: (code, message)}
+REFUSALS = {
+    400: ("bad_request", "The request is not valid HTTP, or can be understood in more than one way."),
+    404: ("not_found", "This host name is not served here."),
+    431: ("headers_too_large", "The request's header fields are too large."),
+    500: ("internal_error", "The gateway failed internally. Its log has the details."),
+    501: ("not_implemented", "The request's transfer coding is not supported."),
+}
+
+
+def refusal(status: int) -> tuple[Headers, bytes]:
+    """Headers and body of an error in OpenAI's shape, for what never reaches the application or was left unanswered."""
+    code, message = REFUSALS.get(status, REFUSALS[400])
+    kind = "server_error" if status == 500 else "invalid_request_error"
+    body = orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
+    return [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"x-request-id", b"req_" + uuid.uuid4().hex.encode()),
+    ], body
+
+
+class Inbox:
+    """What waits for one request's application: at most *limit* pieces of the body, and that the client has gone.
+
+    In place of a memory channel, in which that news can find no room, and which has no end when the application has
+    one: both would park the connection's reader for ever.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.messages: deque[Any] = deque()
+        self.closed = False
+        self.changed = trio.lowlevel.ParkingLot()
+        self.ask: Callable[[], Awaitable[None]] | None = None  # to be called before the first wait for a body
+
+    async def __call__(self, message: Any) -> None:
+        """Put *message* in, waiting for room. Does nothing once the inbox is closed."""
+        if message["type"] == "http.disconnect":
+            self.close()
+        while len(self.messages) >= self.limit and not self.closed:
+            await self.changed.park()
+        if not self.closed:
+            self.messages.append(message)
+            self.changed.unpark_all()
+
+    async def receive(self) -> Any:
+        while not self.messages:
+            if self.closed:  # said already; who asks again must not keep the others waiting
+                await trio.lowlevel.checkpoint()
+                return {"type": "http.disconnect"}
+            if self.ask is not None:
+                ask, self.ask = self.ask, None
+                await ask()
+            await self.changed.park()
+        self.changed.unpark_all()
+        return self.messages.popleft()
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self.messages.append({"type": "http.disconnect"})
+            self.changed.unpark_all()
+
+
+class Requests(TaskGroup):
+    """The tasks of one connection. In place of ``TaskGroup``, for the sake of ``Inbox``."""
+
+    async def spawn_app(self, app: Any, config: Config, scope: Any, send: Any) -> Inbox:
+        inbox = Inbox(config.max_app_queue_size)
+        to_thread, from_thread = trio.to_thread.run_sync, trio.from_thread.run
+        self.spawn(_handle, app, config, scope, inbox.receive, send, to_thread, from_thread)
+        return inbox
+
+
+class Flush(Event):
+    """A piece of an answer is complete and must leave now."""
+
+
+class Stream(HTTPStream):
+    """One request. In place of ``HTTPStream``, where
+
+    * the head leaves before the first piece of the body, against ASGI, so that what fails between them is no error 500;
+    * errors have no body, and the one for a host name that is not served leaves the connection hanging.
+    """
+
+    app_put: Any = None
+    head: Any = None
+
+    async def app_send(self, message: Any) -> None:
+        if message is None:
+            await super().app_send(None)
+        elif message["type"] == "http.response.start" and self.state is ASGIHTTPState.REQUEST:
+            self.head = message
+        else:
+            await self._send_with_head(message)
+            if message.get("more_body", False):
+                await self.send(Flush(self.stream_id))
+
+    async def _send_with_head(self, message: Any) -> None:
+        if self.head is not None:
+            head, self.head = self.head, None
+            try:
+                await super().app_send(head)
+            except trio.Cancelled:
+                self.state = ASGIHTTPState.RESPONSE  # it may be on its way, so that a second one must not follow
+                raise
+        await super().app_send(message)
+
+    async def _send_error_response(self, status_code: int) -> None:
+        headers, body = refusal(status_code)
+        if self.scope["http_version"] != "2":
+            headers.append((b"connection", b"close"))
+        await self.send(Response(self.stream_id, headers, status_code))
+        if self.scope["method"] != "HEAD":
+            await self.send(Body(self.stream_id, body))
+        await self.send(EndBody(self.stream_id))
+        self.state = ASGIHTTPState.CLOSED
+        summary: Any = {"status": status_code, "headers": headers}
+        await self.config.log.access(self.scope, summary, time.time() - self.start_time)
+        if self.app_put is None:  # no application will say that it has finished
+            self.closed = True
+            await self.send(StreamClosed(self.stream_id))

@@ -1,0 +1,165 @@
+"""What Hypercorn's Trio worker does slowly where it meets the kernel: accepting, sockets, and the date.
+
+Theory: a call that can be answered at once is answered without asking the scheduler, and a turn of the scheduler does
+as much as it can. The other mends of speed are where the same lines are mended otherwise: the idle deadline in
+``host_connection``, the inbox in ``host_requests``, one write for an answer in ``host_h11``.
+Editing rule: nothing here knows HTTP, and whatever replaces a wait keeps its bound.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import hypercorn.trio.run
+import trio
+from hypercorn.config import Config
+
+logger = logging.getLogger(__name__)
+
+# One scheduler pass with 256 busy connections takes some 50 ms, so 512 newcomers are in after half a second; more at
+# once would let one of several workers take them all.
+ACCEPT_BATCH = 64
+ACCEPT_PAUSE = 0.1
+OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+NOT_LISTENING = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
+# As Trio has it: the kernel takes no more than the network does, and so a slow client is felt at once.
+TCP_NOTSENT_LOWAT = 25 if sys.platform == "linux" else 0x201
+MAX_NOT_SENT = 2**14
+
+# Called with a stream; its arguments so far are those of a TCPServer: application, configuration, worker, state.
+Handler = partial[Any]
+
+
+class PlainSocket(trio.abc.AsyncResource):
+    """A socket without TLS, with as much of a Trio stream as ``host_connection`` needs.
+
+    In place of ``trio.SocketStream``, whose every call costs a failed system call or a turn of the scheduler. One task
+    reads and one writes; only waiting is a checkpoint.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        with suppress(OSError):  # a Unix socket has none of these, and nor has one that is gone already
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, MAX_NOT_SENT)
+        self.socket = sock
+
+    def send_nowait(self, data: bytes | memoryview) -> int:
+        """Write what fits into the kernel's buffer, and say how much that was."""
+        try:
+            return self.socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise trio.BrokenResourceError from error
+
+    async def send_all(self, data: bytes | memoryview) -> None:
+        rest = memoryview(data)
+        while rest:
+            await self._wait(trio.lowlevel.wait_writable)
+            rest = rest[self.send_nowait(rest) :]
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        while True:
+            await self._wait(trio.lowlevel.wait_readable)
+            try:
+                return self.socket.recv(max_bytes)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise trio.BrokenResourceError from error
+
+    async def _wait(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
+        if self.socket.fileno() < 0:
+            raise trio.ClosedResourceError
+        await wait(self.socket)
+
+    async def send_eof(self) -> None:
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            raise trio.BrokenResourceError from error
+
+    async def aclose(self) -> None:
+        if self.socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self.socket)
+            self.socket.close()
+        await trio.lowlevel.checkpoint()
+
+
+async def serve_listeners(handler: Handler, listeners: list[Any], *, handler_nursery: trio.Nursery) -> None:
+    """In place of ``trio.serve_listeners``, which lets one client in for each pass of the scheduler."""
+    async with trio.open_nursery() as nursery:
+        for listener in listeners:
+            if isinstance(listener, trio.SocketListener):
+                nursery.start_soon(_serve_listener, handler, listener, handler_nursery)
+            else:
+                nursery.start_soon(partial(trio.serve_listeners, handler_nursery=handler_nursery), handler, [listener])
+
+
+async def _serve_listener(handler: Handler, listener: trio.SocketListener, nursery: trio.Nursery) -> None:
+    config: Config = handler.args[1]
+    async with listener:
+        with socket.socket(fileno=os.dup(listener.socket.fileno())) as sock:
+            sock.setblocking(False)
+            sock.listen(config.backlog)  # again, for a worker imports its application after it has begun to listen
+            while True:
+                await trio.lowlevel.wait_readable(sock)
+                if not _let_in(handler, sock, nursery):
+                    await trio.sleep(ACCEPT_PAUSE)
+
+
+def _let_in(handler: Handler, sock: socket.socket, nursery: trio.Nursery) -> bool:
+    """Accept those who wait, up to a batch. False when there is no room for more."""
+    for _ in range(ACCEPT_BATCH):
+        try:
+            client, _address = sock.accept()
+        except BlockingIOError:
+            break
+        except OSError as error:
+            if error.errno in NOT_LISTENING:
+                raise
+            if error.errno in OUT_OF_RESOURCES:
+                logger.error("Cannot accept a connection: %s; trying again in %s s", error.strerror, ACCEPT_PAUSE)
+                return False
+            continue  # accept(2): Linux reports here what has gone wrong with the new connection
+        nursery.start_soon(_serve_client, handler, client)
+    return True
+
+
+async def _serve_client(handler: Handler, client: socket.socket) -> None:
+    stream = PlainSocket(client)
+    try:
+        await handler(stream)
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+def mend_accept() -> None:
+    """Let Hypercorn's worker, and nobody else, find our ``serve_listeners`` in ``trio``."""
+    hypercorn.trio.run.trio = SimpleNamespace(**{**vars(trio), "serve_listeners": serve_listeners})  # type: ignore
+
+
+def mend_headers() -> None:
+    """Format the date once a second, where ``Config.response_headers`` does so for every answer."""
+    original = Config.response_headers
+    if original.__module__ != __name__:
+
+        def response_headers(self: Any, protocol: str) -> list[tuple[bytes, bytes]]:
+            key = (int(time.time()), protocol)
+            if self.__dict__.get("_headers_key") != key:
+                self._headers, self._headers_key = original(self, protocol), key
+            headers: list[tuple[bytes, bytes]] = self._headers
+            return headers
+
+        Config.response_headers = response_headers  # type: ignore[method-assign]  # that is the mend

@@ -1,0 +1,482 @@
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+import trio.testing
+from host_client import GET, WAIT, Client, answer, answering, connect, serving
+from hypercorn.config import Config
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.tcp_server import TCPServer
+from quart import Response, request
+from quart_trio import QuartTrio
+
+from picoclaw_trio import host
+from picoclaw_trio.host_connection import Connection
+from picoclaw_trio.host_h11 import H11
+
+START_TIMEOUT = 20.0
+STOP_TIMEOUT = 20.0
+
+
+# Being put in place
+
+
+def in_place() -> dict[str, Any]:
+    return {name: vars(sys.modules[module])[name] for module, name, _, _ in host.MENDS}
+
+
+def test_mending_twice_changes_nothing_more() -> None:
+    before, headers = in_place(), Config.response_headers
+    host.mend()
+    assert before == in_place()
+    assert headers is Config.response_headers
+    assert {"picoclaw_trio"} == {ours.__module__.partition(".")[0] for ours in before.values()}
+
+
+def test_write_timeout_can_be_set_again() -> None:
+    host.mend(write_timeout=1.0)
+    assert 1.0 == Connection.write_timeout
+    host.mend()
+    assert 30.0 == Connection.write_timeout
+
+
+@pytest.fixture
+def unknown(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A Hypercorn of a version that nobody has read, and as it came."""
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9" if name == "hypercorn" else version(name))
+    monkeypatch.setattr("hypercorn.protocol.H11Protocol", H11Protocol)
+    monkeypatch.setattr("hypercorn.trio.run.TCPServer", TCPServer)
+    return monkeypatch
+
+
+@pytest.mark.usefixtures("unknown")
+def test_unknown_hypercorn_that_looks_the_same_is_mended(caplog: pytest.LogCaptureFixture) -> None:
+    host.mend()
+    assert (Connection, H11) == (in_place()["TCPServer"], in_place()["H11Protocol"])
+    assert "" == caplog.text
+
+
+def test_unknown_hypercorn_that_looks_otherwise_is_left_alone(
+    unknown: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handle(self: Any, event: Any, more: Any) -> None: ...
+
+    unknown.setattr(H11Protocol, "handle", handle)
+    host.mend()
+    assert (TCPServer, H11Protocol) == (in_place()["TCPServer"], in_place()["H11Protocol"])
+    assert "runs with its own faults" in caplog.text
+
+
+def test_unknown_hypercorn_without_a_part_is_left_alone(
+    unknown: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    unknown.delattr("hypercorn.protocol.H2Protocol")
+    host.mend()
+    assert TCPServer is vars(sys.modules["hypercorn.trio.run"])["TCPServer"]
+    assert "runs with its own faults" in caplog.text
+
+
+def test_new_defaults_reach_the_worker() -> None:
+    """The master pickles its configuration, with what its command line said and nothing else."""
+    config = Config()
+    config.keep_alive_timeout = 1
+    worker = pickle.loads(pickle.dumps(config))
+    assert (30.0, 2048, False) == (worker.graceful_timeout, worker.backlog, worker.include_server_header)
+    assert 1 == worker.keep_alive_timeout
+    assert 75.0 == pickle.loads(pickle.dumps(Config())).keep_alive_timeout
+
+
+# Quart's connection
+
+View = Callable[[], Awaitable[Any]]
+
+
+def quart(view: View) -> QuartTrio:
+    app = QuartTrio("tests")
+    app.asgi_http_class = host.MendedHTTPConnection
+    app.add_url_rule("/", "view", view, methods=["GET", "POST"])
+    return app
+
+
+async def say_hello() -> str:
+    return "hello"
+
+
+async def echo() -> Response:
+    return Response(await request.get_data())
+
+
+@pytest.fixture(params=["mended", "stock"])
+def any_hypercorn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hypercorn as we mend it, and as it came: there the end of an answer cancels a request that is not mended."""
+    if request.param == "stock":
+        for module, name, _, _ in host.MENDS:
+            monkeypatch.setattr(f"{module}.{name}", in_place()[name].__base__)
+        monkeypatch.setattr("hypercorn.trio.run.trio", trio)
+
+
+@pytest.mark.usefixtures("any_hypercorn")
+@pytest.mark.parametrize(
+    "request_", [GET.replace(b"Host", b"Connection: close\r\nHost"), b"GET / HTTP/1.0\r\nHost: x\r\n\r\n"]
+)
+async def test_last_answer_ends_the_connection(request_: bytes) -> None:
+    async with serving(quart(say_hello)) as port, connect(port) as client:
+        assert b"hello" == (await client.ask(request_)).body
+        assert b"" == await client.read_to_the_end()
+
+
+@pytest.mark.usefixtures("any_hypercorn")
+async def test_connection_is_used_again_and_then_times_out() -> None:
+    async with serving(quart(say_hello), keep_alive_timeout=0.3) as port, connect(port) as client:
+        for _ in range(3):
+            assert b"hello" == (await client.ask()).body
+        assert b"" == await client.read_to_the_end()
+
+
+async def test_client_that_leaves_cancels_its_handler() -> None:
+    began, cancelled = trio.Event(), trio.Event()
+
+    async def view() -> str:
+        began.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.set()
+        return ""
+
+    async with serving(quart(view)) as port:
+        async with connect(port) as client:
+            await client.send(GET)
+            await began.wait()
+        with trio.fail_after(WAIT):
+            await cancelled.wait()
+
+
+@pytest.mark.usefixtures("any_hypercorn")
+async def test_streamed_answer_comes_in_pieces_and_ends() -> None:
+    go_on = trio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"first"
+        await go_on.wait()
+        yield b"second"
+
+    async def view() -> Response:
+        return Response(pieces())
+
+    async with serving(quart(view), keep_alive_timeout=0.3) as port, connect(port) as client:
+        await client.send(GET)
+        await client.read_until(b"5\r\nfirst\r\n")
+        go_on.set()
+        await client.read_until(b"6\r\nsecond\r\n0\r\n\r\n")
+        assert b"" == await client.read_to_the_end()
+
+
+async def test_client_that_leaves_a_stream_ends_it() -> None:
+    ended = trio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        try:
+            yield b"first"
+            await trio.sleep_forever()
+        finally:
+            ended.set()
+
+    async def view() -> Response:
+        return Response(pieces())
+
+    async with serving(quart(view)) as port:
+        async with connect(port) as client:
+            await client.send(GET)
+            await client.read_until(b"first")
+        with trio.fail_after(WAIT):
+            await ended.wait()
+
+
+async def test_body_is_read_whole_and_again() -> None:
+    async with serving(quart(echo)) as port, connect(port) as client:
+        for size in (0, 10, 300_000):
+            body = bytes(size)
+            head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size
+            assert body == (await client.ask(head + body)).body
+
+
+async def test_part_of_an_answer_is_sent() -> None:
+    async def view() -> Response:
+        whole = Response(b"0123456789")
+        await whole.make_conditional(request, accept_ranges=True, complete_length=10)
+        return whole
+
+    async with serving(quart(view)) as port, connect(port) as client:
+        part = await client.ask(GET.replace(b"Host", b"Range: bytes=2-4\r\nHost"))
+        assert (206, b"234") == (part.status, part.body)
+
+
+@pytest.mark.parametrize("request_", [GET, GET.replace(b"Host", b"Expect: 100-continue\r\nHost")])
+async def test_handler_finds_its_nursery_which_ends_with_the_answer(request_: bytes) -> None:
+    started, ended = trio.Event(), trio.Event()
+
+    async def child() -> None:
+        started.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.set()
+
+    async def view() -> str:
+        request.scope["picoclaw.nursery"].start_soon(child)  # type: ignore[typeddict-item]  # put there by the host
+        await started.wait()
+        return "hello"
+
+    async with serving(quart(view)) as port, connect(port) as client:
+        assert b"hello" == (await client.ask(request_)).body
+        with trio.fail_after(WAIT):
+            await ended.wait()
+
+
+async def test_server_that_says_nothing_after_the_answer_is_not_waited_for() -> None:
+    async with quart(say_hello).test_app() as app:
+        with trio.fail_after(WAIT):
+            answer = await app.test_client().get("/")
+    assert 200 == answer.status_code
+
+
+EXPECT = b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n"
+
+
+async def echo_in_pieces() -> bytes:
+    return b"".join([piece async for piece in request.body])
+
+
+@pytest.mark.parametrize("view", [echo, echo_in_pieces])
+async def test_body_is_asked_for_when_it_is_wanted(view: View) -> None:
+    async with serving(quart(view)) as port, connect(port) as client:
+        await client.send(EXPECT)
+        assert b"HTTP/1.1 100 \r\n\r\n" == await client.read_until(b"\r\n\r\n")
+        assert b"body" == (await client.ask(b"body")).body
+        assert b"again" == (await client.ask(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nagain")).body
+
+
+async def test_body_is_not_asked_for_when_it_is_not_wanted() -> None:
+    async def refuse() -> tuple[str, int]:
+        await trio.sleep(0.01)
+        return "no", 401
+
+    async with serving(quart(refuse)) as port, connect(port) as client:
+        assert 401 == (await client.ask(EXPECT)).status
+        assert b"" == await client.read_to_the_end()
+
+
+# Stopping
+
+
+async def test_application_learns_that_the_server_stops() -> None:
+    async def view(scope: Any, receive: Any, send: Any) -> None:
+        assert not host.is_draining()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"", "more_body": True})
+        await host.wait_draining()
+        assert host.is_draining()
+        await send({"type": "http.response.body", "body": b"last words"})
+
+    stopping = trio.Event()
+
+    async def serve(task_status: trio.TaskStatus[int]) -> None:
+        async with serving(answering(view), graceful_timeout=WAIT) as port:
+            task_status.started(port)
+            await stopping.wait()
+
+    async with trio.open_nursery() as nursery, connect(await nursery.start(serve)) as client:
+        await client.send(GET)
+        await client.read_until(b"\r\n\r\n")
+        stopping.set()
+        assert b"last words" in await client.read_to_the_end()
+
+
+async def test_servers_of_one_process_stop_apart() -> None:
+    waiting = 0
+
+    async def view(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal waiting
+        waiting += 1
+        await host.wait_draining()
+        await answer(send, b"stopped")
+
+    async with serving(answering(view)) as other, connect(other) as innocent:
+        await innocent.send(GET)
+        async with serving(answering(view)) as port, connect(port) as client:
+            await client.send(GET)
+            while waiting < 2:
+                await trio.testing.wait_all_tasks_blocked()
+        with trio.move_on_after(0.1) as patience:
+            await innocent.read_answer()
+        assert patience.cancelled_caught
+
+
+def test_nothing_drains_outside_of_a_server() -> None:
+    async def main() -> None:
+        assert not host.is_draining()
+        with trio.move_on_after(0.01) as patience:
+            await host.wait_draining()
+        assert patience.cancelled_caught
+        with pytest.raises(LookupError):
+            host.stop_worker()
+
+    trio.run(main)
+
+
+# Signals, to the real thing
+
+SLOW = """
+import os
+from picoclaw_trio import host
+host.mend()
+import trio
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while (message := await receive())["type"] != "lifespan.shutdown":
+            await send({"type": message["type"] + ".complete"})
+        print("closed", os.getpid(), flush=True)
+        await send({"type": "lifespan.shutdown.complete"})
+        return
+    if scope["path"] == "/stop":
+        host.stop_worker()
+    if scope["path"] == "/slow":
+        print("began", flush=True)
+        await host.wait_draining()
+        await trio.sleep(0.7)
+    body = str(os.getpid()).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+"""
+
+
+@attrs.define
+class Master:
+    process: trio.Process
+    port: int
+    said: bytes = b""
+
+    async def read_until(self, pattern: bytes) -> bytes:
+        """What standard output and error said when the pattern had come."""
+        assert self.process.stdout is not None
+        with trio.fail_after(START_TIMEOUT):
+            while not re.search(pattern, self.said):
+                data = await self.process.stdout.receive_some()
+                assert data, self.said
+                self.said += data
+        return self.said
+
+    async def wait(self) -> int:
+        with trio.fail_after(STOP_TIMEOUT):
+            return await self.process.wait()
+
+
+@asynccontextmanager
+async def open_master(folder: Path, *arguments: str) -> AsyncIterator[Master]:
+    """``python -m hypercorn`` with the application above, in a process group of its own."""
+    await (trio.Path(folder) / "slow.py").write_text(SLOW)
+    command = [sys.executable, "-m", "hypercorn", "slow:app", "--worker-class", "trio", "--bind", "127.0.0.1:0"]
+    process = await trio.lowlevel.open_process(
+        [*command, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(host.__file__).parents[1])},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    master = Master(process, 0)
+    try:
+        workers = int(arguments[arguments.index("--workers") + 1]) if "--workers" in arguments else 1
+        said = await master.read_until(rb"(?s)(Running on http\S+.*){%d}" % workers)
+        found = re.search(rb"Running on http://127.0.0.1:(\d+)", said)
+        assert found is not None
+        master.port = int(found[1])
+        yield master
+    finally:
+        if alive := pids(process.pid):
+            for pid in alive:
+                os.kill(pid, signal.SIGKILL)
+        with trio.CancelScope(shield=True):
+            await process.wait()
+            assert process.stdout is not None
+            await process.stdout.aclose()
+
+
+def pids(session: int) -> list[int]:
+    """The processes of this session that live."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+async def test_flags_of_the_command_line_win(tmp_path: Path) -> None:
+    async with open_master(tmp_path, "--keep-alive", "1") as master, connect(master.port) as client:
+        started_at = trio.current_time()
+        await client.read_to_the_end()
+        assert 0.9 < trio.current_time() - started_at
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("to_all", [False, True])
+async def test_sigterm_lets_every_worker_finish(tmp_path: Path, workers: str, to_all: bool) -> None:
+    async with open_master(tmp_path, "--workers", workers) as master, connect(master.port) as client:
+        await client.send(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        await master.read_until(b"began")
+        os.kill(-master.process.pid if to_all else master.process.pid, signal.SIGTERM)
+        assert 200 == (await client.read_answer()).status
+        assert 0 == await master.wait()
+        await master.read_until(b"(?s)(closed.*){%s}" % workers.encode())
+
+
+async def test_workers_stop_when_their_master_is_killed(tmp_path: Path) -> None:
+    async with open_master(tmp_path) as master, connect(master.port) as client:
+        worker = int((await client.ask()).body)
+        os.kill(worker, signal.SIGTERM)
+        assert worker == int((await client.ask()).body)
+        master.process.kill()
+        await master.wait()
+        await master.read_until(b"closed %d" % worker)
+        await client.read_to_the_end()
+
+
+async def test_application_can_ask_for_a_stop(tmp_path: Path) -> None:
+    """Of this worker: the master then starts another."""
+    async with open_master(tmp_path) as master, connect(master.port) as client:
+        first = (await client.ask(b"GET /stop HTTP/1.1\r\nHost: x\r\n\r\n")).body
+        await master.read_until(b"(?s)closed.*Running on")
+        async with connect(master.port) as other:
+            assert first != (await other.ask()).body
+        master.process.send_signal(signal.SIGTERM)
+        assert 0 == await master.wait()
+
+
+async def test_answers_of_a_real_worker_are_mended(tmp_path: Path) -> None:
+    async with open_master(tmp_path) as master:
+        async with connect(master.port) as client:
+            assert "server" not in (await client.ask()).headers
+            assert "bad_request" == (await client.ask(b"\x00\r\n\r\n")).error["code"]
+        async with await trio.open_tcp_stream("127.0.0.1", master.port) as stream:
+            assert 200 == (await Client(stream).ask()).status

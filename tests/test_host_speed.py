@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import resource
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import trio
+import trio.testing
+from host_client import Client, answer, answering, connect, hello, serving
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config, Sockets
+from hypercorn.trio.run import worker_serve
+
+from picoclaw_trio.host_speed import PlainSocket
+
+# struct tcp_info of Linux: of a connection, packets with data that came in; of a listener, its backlog.
+DATA_SEGMENTS_IN, BACKLOG = 152, 28
+MOST = int(Path("/proc/sys/net/core/somaxconn").read_text())
+
+
+def tcp_info(sock: Any, offset: int) -> int:
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)
+    [value] = struct.unpack_from("I", info, offset)
+    return int(value)
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Within, this process can open nothing."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as probe:
+        lowest_free = probe.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def connect_plain(port: int) -> trio.SocketStream:
+    """Without the thread that looks up names."""
+    sock = trio.socket.socket()
+    try:
+        await sock.connect(("127.0.0.1", port))
+    except OSError:
+        sock.close()
+        raise
+    return trio.SocketStream(sock)
+
+
+# Accepting
+
+
+async def test_many_are_let_in_with_one_pass_of_the_scheduler() -> None:
+    """Other work keeps the scheduler busy; what counts is how often it comes round, not how fast."""
+    passes = 0
+
+    async def work() -> None:
+        nonlocal passes
+        while True:
+            await trio.lowlevel.checkpoint()
+            passes += 1
+
+    async with serving(hello) as port:
+        # Without a checkpoint, so that all of them wait in the kernel.
+        socks = [socket.create_connection(("127.0.0.1", port)) for _ in range(256)]
+        streams = [trio.SocketStream(trio.socket.from_stdlib_socket(sock)) for sock in socks]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(work)
+            async with trio.open_nursery() as asking:
+                for stream in streams:
+                    asking.start_soon(Client(stream).ask)
+            nursery.cancel_scope.cancel()
+        for stream in streams:
+            await stream.aclose()
+    assert passes < 100
+
+
+async def test_backlog_is_raised_though_the_socket_listens_already() -> None:
+    config = Config()
+    config.errorlog = None
+    app = ASGIWrapper(cast(Any, hello))
+    with socket.create_server(("127.0.0.1", 0), backlog=1) as sock:
+        stop = trio.Event()
+        async with trio.open_nursery() as nursery:
+
+            async def run(task_status: trio.TaskStatus[Any]) -> None:
+                sockets = Sockets([], [sock.dup()], [])
+                await worker_serve(app, config, sockets=sockets, shutdown_trigger=stop.wait, task_status=task_status)
+
+            await nursery.start(run)
+            await trio.testing.wait_all_tasks_blocked()
+            assert min(2048, MOST) == tcp_info(sock, BACKLOG)
+            stop.set()
+
+
+async def test_accepting_goes_on_when_there_are_files_again(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(hello) as port:
+        await trio.testing.wait_all_tasks_blocked()
+        with socket.socket() as sock:
+            with no_more_files():
+                sock.connect(("127.0.0.1", port))
+                await trio.testing.wait_all_tasks_blocked()
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+            assert 200 == (await Client(stream).ask()).status
+    assert "Cannot accept a connection: Too many open files" in caplog.text
+
+
+async def test_stop_ends_accepting_too() -> None:
+    async with serving(hello) as port:
+        pass
+    with pytest.raises(ConnectionRefusedError):
+        await connect_plain(port)
+
+
+# Writing
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+async def test_answer_is_one_write(in_pieces: bool) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if in_pieces:  # as Quart does
+            head = [(b"content-length", b"4"), (b"content-type", b"text/plain")]
+            await send({"type": "http.response.start", "status": 200, "headers": head})
+            await send({"type": "http.response.body", "body": b"body", "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        else:
+            await answer(send, b"body")
+
+    async with serving(answering(app)) as port:
+        stream = await connect_plain(port)
+        for number in range(1, 4):
+            assert b"body" == (await Client(stream).ask()).body
+            assert number == tcp_info(stream.socket, DATA_SEGMENTS_IN)
+        await stream.aclose()
+
+
+async def test_stream_does_not_keep_the_others_waiting() -> None:
+    async def stream(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/stream":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            while True:
+                await send({"type": "http.response.body", "body": b"", "more_body": True})
+        await answer(send, b"answer")
+
+    async with serving(answering(stream), graceful_timeout=0.0) as port, connect(port) as one, connect(port) as other:
+        await one.send(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n")
+        await one.read_until(b"\r\n\r\n")
+        assert b"answer" == (await other.ask()).body
+
+
+# The socket
+
+
+async def pair() -> tuple[PlainSocket, trio.SocketStream]:
+    ours, theirs = socket.socketpair()
+    return PlainSocket(ours), trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
+
+
+async def test_socket_writes_all_to_a_slow_reader() -> None:
+    ours, theirs = await pair()
+    data = bytes(range(256)) * 2**14
+    received = bytearray()
+    async with ours, theirs, trio.open_nursery() as nursery:
+        nursery.start_soon(ours.send_all, data)
+        while len(received) < len(data):
+            received += await theirs.receive_some()
+    assert data == received
+
+
+async def test_socket_that_is_closed_wakes_its_reader() -> None:
+    ours, theirs = await pair()
+    async with theirs, trio.open_nursery() as nursery:
+
+        async def read() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await ours.receive_some(1)
+
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        await ours.aclose()
+        with pytest.raises(trio.ClosedResourceError):
+            await ours.receive_some(1)
+        with pytest.raises(trio.BrokenResourceError):
+            ours.send_nowait(b"x")
+
+
+async def test_socket_whose_other_side_is_gone_says_so() -> None:
+    ours, theirs = await pair()
+    await theirs.aclose()
+    async with ours:
+        assert b"" == await ours.receive_some(1)
+        with pytest.raises(trio.BrokenResourceError):
+            ours.send_nowait(b"x")
+
+
+async def test_unix_socket_is_served(tmp_path: Path) -> None:
+    async with serving(hello, bind=[f"unix:{tmp_path}/s"]), await trio.open_unix_socket(f"{tmp_path}/s") as stream:
+        assert 200 == (await Client(stream).ask()).status
+
+
+# The date
+
+
+async def test_date_is_of_this_second() -> None:
+    async with serving(hello) as port, connect(port) as client:
+        for wait in (0.0, 1.0):
+            await trio.sleep(wait)
+            date = parsedate_to_datetime((await client.ask()).headers["date"]).timestamp()
+            assert abs(time.time() - date) < 2
+            assert date <= time.time()
+
+
+def test_headers_that_the_configuration_asks_for_are_kept() -> None:
+    config = Config()
+    config.include_server_header = True
+    config.alt_svc_headers = ["x"]
+    names = [name for name, _ in config.response_headers("h11")]
+    assert ["date", "server", "alt-svc"] == [name.decode() for name in names]
+    assert config.response_headers("h2") != config.response_headers("h11")
