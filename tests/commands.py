@@ -1,0 +1,110 @@
+"""The command line as processes of its own: over pipes, and at a terminal."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import signal
+import sys
+import termios
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+import trio
+from harness import make_environment
+
+END_TIMEOUT = 20.0
+
+
+@attrs.frozen
+class Ran:
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+async def run(home: Path, *arguments: str, typed: str | bytes = b"", **environment: str) -> Ran:
+    """Run ``picoclaw`` to its end; *typed* is its standard input."""
+    data = typed.encode() if isinstance(typed, str) else typed
+    with trio.fail_after(END_TIMEOUT):
+        done = await trio.run_process(
+            [sys.executable, "-m", "picoclaw_trio", *arguments],
+            stdin=data,
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+            env={**make_environment(home), **environment},
+            cwd=home,
+        )
+    return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+@attrs.define
+class Terminal:
+    """A pseudo terminal with a command at it."""
+
+    process: trio.Process
+    master: int
+    slave: int
+    stream: trio.lowlevel.FdStream
+    shown: str = ""
+
+    async def see(self, text: str) -> str:
+        """Wait until *text* is shown, and give what came before it and has not been seen yet."""
+        with trio.fail_after(END_TIMEOUT):
+            while text not in self.shown:
+                self.shown += (await self.stream.receive_some()).decode(errors="replace")
+        before, _, self.shown = self.shown.partition(text)
+        return before
+
+    async def type(self, keys: str) -> None:
+        await self.stream.send_all(keys.encode())
+
+    async def end(self) -> int:
+        """Wait for the command's end; give its exit status."""
+        with trio.fail_after(END_TIMEOUT):
+            return await self.process.wait()
+
+    def modes(self) -> list[int]:
+        """How the terminal treats what is typed."""
+        return termios.tcgetattr(self.slave)[:4]
+
+
+@asynccontextmanager
+async def at_terminal(home: Path, *arguments: str) -> AsyncIterator[Terminal]:
+    """Run ``picoclaw`` at a terminal; kill it at the end of the block if it still runs."""
+    master, slave = pty.openpty()
+
+    def take_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-m", "picoclaw_trio", *arguments],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={**make_environment(home), "TERM": "dumb"},
+        cwd=home,
+        start_new_session=True,
+        preexec_fn=take_terminal,
+    )
+    try:
+        async with trio.lowlevel.FdStream(os.dup(master)) as stream:
+            yield Terminal(process, master, slave, stream)
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGKILL)
+        with trio.CancelScope(shield=True):
+            await process.wait()
+        os.close(master)
+        os.close(slave)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below *folder*, with what is in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
