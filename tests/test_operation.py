@@ -175,8 +175,7 @@ async def test_service_manager_is_told_of_readiness_life_and_the_stop(tmp_path: 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(address)
         listener.settimeout(WAIT)
-        environment = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "300000"}
-        async with open_server(tmp_path, make_config(), **environment) as server:
+        async with open_server(tmp_path, make_config(), NOTIFY_SOCKET=address, WATCHDOG_USEC="300000") as server:
             heard = await trio.to_thread.run_sync(lambda: [listener.recv(4096) for _ in range(4)])
             assert 0 == await server.stop()
         listener.setblocking(False)
