@@ -15,7 +15,7 @@ import h2.errors
 import h2.events
 import h2.exceptions
 import trio
-from hypercorn.events import Closed, RawData
+from hypercorn.events import Closed, RawData, Updated
 from hypercorn.events import Event as ConnectionEvent
 from hypercorn.protocol.events import Event, StreamClosed
 from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, BUFFER_LOW_WATER, BufferCompleteError, H2Protocol, StreamBuffer
@@ -76,7 +76,8 @@ class H2(H2Protocol):
     * data after the answer, a path that is not ASCII, CONNECT, or a thousand priorities end the server;
     * data after the answer is never acknowledged, so that the connection's window shrinks until nothing moves;
     * an application that writes waits for ever when the client closes the connection, or opens no window;
-    * an answer that its application leaves unfinished never ends for the client.
+    * an answer that its application leaves unfinished never ends for the client;
+    * a connection whose last stream was reset does not count as idle, and so is never timed out.
     """
 
     stream_buffers: dict[int, Buffer]  # type: ignore[assignment]  # ours, by ``host.MENDS``
@@ -109,6 +110,8 @@ class H2(H2Protocol):
                     self._refuse(event.stream_id)
             elif not isinstance(event, h2.events.PriorityUpdated):  # RFC 9113 5.3.2: may be ignored
                 await super()._handle_events([event])
+                if isinstance(event, h2.events.StreamReset):
+                    await self.send(Updated(idle=self.idle))
         await self._flush()
 
     async def stream_send(self, event: Event) -> None:
@@ -130,6 +133,7 @@ class H2(H2Protocol):
         await self._flush()
         await self._close_stream(stream_id)
         await self._window_updated(stream_id)
+        await self.send(Updated(idle=self.idle))
 
     def _refuse(self, stream_id: int) -> None:
         headers, body = refusal(400)

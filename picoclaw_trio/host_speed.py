@@ -147,7 +147,8 @@ async def _serve_client(handler: Handler, client: socket.socket) -> None:
 
 def mend_accept() -> None:
     """Let Hypercorn's worker, and nobody else, find our ``serve_listeners`` in ``trio``."""
-    hypercorn.trio.run.trio = SimpleNamespace(**{**vars(trio), "serve_listeners": serve_listeners})  # type: ignore
+    ours: Any = SimpleNamespace(**{**vars(trio), "serve_listeners": serve_listeners})
+    hypercorn.trio.run.trio = ours  # type: ignore[attr-defined]  # that is the mend
 
 
 def mend_headers() -> None:

@@ -116,7 +116,7 @@ class GatewayApp(QuartTrio):
         try:
             config = self._load()
         except ConfigError as exc:
-            log.error("the configuration was not reloaded: it cannot be used", problems=exc.message)
+            _tell_problems("the configuration was not reloaded: it cannot be used", exc)
             return
         logs.configure(config.gateway.log_level, config.gateway.log_format)
         waits = self.gateway.config.needs_restart(config)
@@ -201,13 +201,18 @@ def create_app() -> GatewayApp:
     return GatewayApp(_open_configured)
 
 
+def _tell_problems(event: str, error: ConfigError) -> None:
+    for problem in error.problems:
+        log.error(event, file=error.source, problem=str(problem))
+
+
 @asynccontextmanager
 async def _open_configured() -> AsyncIterator[Gateway]:
     try:
         config = load_config()
     except ConfigError as exc:
         logs.configure("info", "console")
-        log.error("the configuration cannot be used", problems=exc.message)
+        _tell_problems("the configuration cannot be used", exc)
         raise
     logs.configure(config.gateway.log_level, config.gateway.log_format)
     if not config.gateway.openai_api.enabled:

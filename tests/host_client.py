@@ -82,6 +82,29 @@ async def hello(scope: Any, receive: Any, send: Any) -> None:
     await answer(send, f"{scope['method']} {scope['path']}".encode())
 
 
+class Slow:
+    """An application that begins an answer and goes on until the client leaves or *go_on* is set."""
+
+    def __init__(self) -> None:
+        self.began, self.left, self.go_on = trio.Event(), trio.Event(), trio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await read_body(receive)
+        self.began.set()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch, receive, nursery.cancel_scope)
+            await self.go_on.wait()
+            nursery.cancel_scope.cancel()
+        if self.go_on.is_set():
+            await answer(send, scope["path"].encode())
+
+    async def _watch(self, receive: Any, scope: trio.CancelScope) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.left.set()
+        scope.cancel()
+
+
 @attrs.define
 class Answer:
     status: int

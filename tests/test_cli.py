@@ -107,9 +107,7 @@ BROKEN = {
 PROBLEMS = ("$.gateway.port", "$.gateway.openai_api.enabled", "$.gateway.openai_api.tokens", "$.model_list[0].api_base")
 
 
-@pytest.mark.parametrize(
-    "arguments", [["gateway"], ["agent", "-m", "Hello"], ["models"], ["status"], ["config", "check"]], ids=" ".join
-)
+@pytest.mark.parametrize("arguments", [["gateway"], ["agent", "-m", "Hello"], ["config", "check"]], ids=" ".join)
 async def test_every_problem_of_the_configuration_is_told_and_the_exit_status_is_1(
     arguments: list[str], tmp_path: Path
 ) -> None:
@@ -253,7 +251,6 @@ async def test_agent_refuses_a_model_that_is_not_configured(tmp_path: Path, upst
 @pytest.mark.parametrize(
     ("script", "told"),
     [
-        (answers(401, error_body("Wrong key.")), "credentials"),
         (answers(400, error_body("Too long.")), "Too long."),
         (cuts, "cut the connection"),
     ],

@@ -14,6 +14,7 @@ from host_client import (
     WAIT,
     Client,
     Client2,
+    Slow,
     answer,
     answering,
     connect2,
@@ -22,6 +23,8 @@ from host_client import (
     write_certificate,
 )
 from hyperframe.frame import PriorityFrame
+
+from picoclaw_trio import host
 
 
 async def test_http2_by_prior_knowledge() -> None:
@@ -171,3 +174,43 @@ async def test_http2_answer_that_is_left_unfinished_is_reset(cancelled: bool) ->
     async with serving(answering(crash), keep_alive_timeout=0.5) as port, connect2(port) as client:
         await client.wait_event(h2.events.StreamReset, stream_id=client.open_stream())
         await Client(client.stream).read_to_the_end()  # it does not count as busy
+
+
+@pytest.mark.parametrize("size", [100, 2**20])
+async def test_http2_stream_whose_window_stays_shut_is_reset(size: int) -> None:
+    left = trio.Event()
+
+    async def pour(scope: Any, receive: Any, send: Any) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                left.set()
+
+            nursery.start_soon(watch)
+            await answer(send, b"" if scope["path"] == "/empty" else bytes(size))
+            nursery.cancel_scope.deadline = trio.current_time() + 0.1
+
+    host.mend(write_timeout=0.2)
+    try:
+        async with serving(answering(pour), keep_alive_timeout=0.5) as port, connect2(port) as client:
+            client.connection.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
+            stalled, innocent = client.open_stream(), client.open_stream((":path", "/empty"))
+            assert 200 == (await client.read_answer(innocent)).status
+            await client.wait_event(h2.events.StreamReset, stream_id=stalled)
+            with trio.fail_after(WAIT):
+                await left.wait()
+            await Client(client.stream).read_to_the_end()
+    finally:
+        host.mend()
+
+
+async def test_http2_connection_whose_only_request_was_given_up_times_out() -> None:
+    async with serving(answering(Slow()), keep_alive_timeout=0.3) as port, connect2(port) as client:
+        stream_id = client.open_stream()
+        await client.flush()
+        await trio.testing.wait_all_tasks_blocked()
+        client.connection.reset_stream(stream_id)
+        await client.flush()
+        await Client(client.stream).read_to_the_end()
