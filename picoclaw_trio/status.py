@@ -1,36 +1,57 @@
-"""What ``picoclaw status`` shows: the configuration in force, and whether a server answers at its address."""
+"""What ``picoclaw status`` shows: the configuration in force, and the server at its address, if there is one."""
 
 from __future__ import annotations
 
 import http.client
+import re
 from collections.abc import Iterator
 
 from .config import Config
 
 TIMEOUT = 2.0
+SAMPLE = re.compile(r'^(picoclaw_\w+)(?:{status="(\d+)"})? ([0-9.e+]+)$', re.MULTILINE)
 
 
 def describe(config: Config) -> Iterator[str]:
-    """Lines for people. Asks ``/ready`` of the server at the configured address, over plain HTTP."""
+    """Lines for people. Asks the server at the configured address over plain HTTP, with the first of its tokens."""
     gateway, api = config.gateway, config.gateway.openai_api
     yield f"configuration: {config.path or 'none, only defaults'}"
     yield f"OpenAI API:    {'on' if api.enabled else 'off'}, {len(api.bearer_tokens)} bearer tokens"
     yield f"model scope:   {api.model_scope}"
     yield f"models:        {', '.join(config.aliases) or 'none'}"
     yield f"default model: {config.default_alias or 'none'}"
+    token = api.bearer_tokens[0].reveal() if api.bearer_tokens else ""
     for host in gateway.hosts:
-        yield f"server:        {_server(host, gateway.port)}"
+        yield from _describe_server(host, gateway.port, token)
 
 
-def _server(host: str, port: int) -> str:
+def _describe_server(host: str, port: int, token: str) -> Iterator[str]:
     """What is at the address; a server that listens everywhere is asked on loopback."""
     asked = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - read, not bound
-    connection = http.client.HTTPConnection(asked, port, timeout=TIMEOUT)
     try:
-        connection.request("GET", "/ready")
-        status = connection.getresponse().status
+        status, _ = _get(asked, port, "/ready", token)
+        yield f"server:        {'ready' if status == 200 else f'not ready (status {status})'} at {asked} port {port}"
+        status, numbers = _get(asked, port, "/metrics", token)
     except (OSError, http.client.HTTPException) as exc:
-        return f"nothing answers at {asked} port {port} ({exc})"
+        yield f"server:        nothing answers at {asked} port {port} ({exc})"
+        return
+    if status == 200:
+        yield from _describe_numbers(numbers)
+
+
+def _get(host: str, port: int, path: str, token: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
+    try:
+        connection.request("GET", path, headers={"Authorization": f"Bearer {token}"} if token else {})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
     finally:
         connection.close()
-    return f"{'ready' if status == 200 else f'not ready (status {status})'} at {asked} port {port}"
+
+
+def _describe_numbers(text: str) -> Iterator[str]:
+    counts = {status or name: int(float(value)) for name, status, value in SAMPLE.findall(text)}
+    answers = ", ".join(f"{count} x {status}" for status, count in sorted(counts.items()) if status.isdigit())
+    running, waiting = (counts.get(f"picoclaw_{name}", 0) for name in ("turns_running", "requests_waiting"))
+    yield f"answers:       {answers or 'none yet'}"
+    yield f"turns:         {running} running, {waiting} waiting"

