@@ -38,7 +38,7 @@ QUESTION = Question(
     text="the generator against the upstream, with nothing in between",
     figures=(
         Figure("ratio", "÷ the gateway's rate", at_least=3),
-        Figure("load", "time of the load's cores in use while the gateway is measured", below=0.5),
+        Figure("load", "share of the load's cores in use meanwhile", below=0.5),
         Figure("few", f"{FEW} connections", "req/s"),
         Figure("many", f"{MANY:,} connections", "req/s"),
         Figure("deltas", f"{STREAMS} streams", "deltas/s"),

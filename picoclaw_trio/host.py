@@ -18,17 +18,11 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Callable, Generator
 from contextvars import ContextVar
-from functools import partial
-from typing import Any
 
 import trio
 from hypercorn.config import Config
 from hypercorn.trio.worker_context import EventWrapper, WorkerContext
-from quart.utils import encode_headers
-from quart.wrappers.response import DataBody
-from quart_trio.asgi import TrioASGIHTTPConnection
 
 logger = logging.getLogger(__name__)
 
@@ -173,86 +167,3 @@ async def wait_draining() -> None:
 def stop_worker() -> None:
     """Ask for a graceful stop of the server that runs the calling task, as a SIGTERM to the master does."""
     _worker.get().terminate.set_nowait()
-
-
-class BodyOnDemand:
-    """A request's body that calls *ask* when something is first wanted of it."""
-
-    def __init__(self, body: Any, ask: Callable[[], None]) -> None:
-        self._body = body
-        self._ask: Callable[[], None] | None = ask
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        waiting: Generator[Any, Any, Any] = self._wanted().__await__()
-        return waiting
-
-    def __aiter__(self) -> Any:
-        return self._wanted().__aiter__()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._wanted(), name)
-
-    def _wanted(self) -> Any:
-        ask, self._ask = self._ask, None
-        if ask is not None:
-            ask()
-        return self._body
-
-
-class MendedHTTPConnection(TrioASGIHTTPConnection):
-    """One request, from ASGI to Quart. To be set as ``QuartTrio.asgi_http_class``.
-
-    In Quart-Trio 0.12 and 0.13 the end of an answer is taken for the client's leaving, and the request cancels itself
-    in the middle of Hypercorn's tidying up: the connection is then neither closed nor timed out, ever.
-    The handler finds its nursery in ``request.scope["picoclaw.nursery"]``; what runs there ends with the answer. The
-    body is asked for (100 Continue) when the handler first wants it. ``RESPONSE_TIMEOUT`` is not looked at.
-    """
-
-    async def __call__(self, receive: Any, send: Any) -> None:
-        async def send_and_note(message: Any) -> None:
-            if message["type"] == "http.response.body" and not message.get("more_body", False):
-                self.answered = True
-            await send(message)
-
-        self.answered = self.reading = False
-        request = self._create_request_from_scope(send_and_note)
-        async with trio.open_nursery() as nursery:
-            self.scope["picoclaw.nursery"] = nursery  # type: ignore[typeddict-unknown-key]  # ours
-            read = partial(self._read_messages, nursery.cancel_scope, request.body, receive)
-            if any(name == b"expect" for name, _ in self.scope["headers"]):
-                on_demand: Any = BodyOnDemand(request.body, partial(nursery.start_soon, read))
-                request.body = on_demand
-            else:
-                nursery.start_soon(read)
-            response = await self.app.handle_request(request)
-            await self._send_response(send_and_note, response)
-            if not self._ends_by_itself(nursery, receive):
-                nursery.cancel_scope.cancel()
-
-    def _ends_by_itself(self, nursery: trio.Nursery, receive: Any) -> bool:
-        """Whether nothing is left but our reader, and our inbox has told it of the end: to cancel costs 50 µs more."""
-        inbox = getattr(receive, "__self__", None)
-        return len(nursery.child_tasks) == self.reading and getattr(inbox, "closed", False)
-
-    async def _read_messages(self, request_scope: trio.CancelScope, body: Any, receive: Any) -> None:
-        self.reading = True
-        put = getattr(body, "put", None)  # since Quart 0.23
-        while (message := await receive())["type"] == "http.request":
-            if put is None:
-                body.append(message.get("body", b""))
-            else:
-                await put(message.get("body", b""))
-            if not message.get("more_body", False):
-                body.set_complete()
-        self.reading = False
-        if not self.answered:
-            request_scope.cancel()
-
-    async def _send_response(self, send: Any, response: Any) -> None:
-        body = response.response
-        if isinstance(body, DataBody):  # in one message and not in two
-            headers = encode_headers(response.headers)
-            await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-            await send({"type": "http.response.body", "body": body.data[body.begin : body.end]})
-        else:
-            await super()._send_response(send, response)

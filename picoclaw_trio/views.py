@@ -53,7 +53,7 @@ def add_routes(app: GatewayApp) -> None:
         api = gateway.config.gateway.openai_api
         holder = authorize(gateway, request)
         gateway.admission.check_open()
-        raw = await request.body.read(api.max_body_bytes, api.body_timeout)
+        raw = await request.body.read(api.body_timeout)
         chat = decode_chat_request(raw, streaming=api.streaming)
         caller = gateway.http_caller(chat.user, holder)
 

@@ -139,6 +139,10 @@ class GatewayApp(QuartTrio):
         self._stop.set()
         await self._stopped.wait()
 
+    @property
+    def max_body_bytes(self) -> int:
+        return self.gateway.config.gateway.openai_api.max_body_bytes
+
     async def answer_request(self, request: HttpRequest) -> HttpAnswer | None:
         """Find the view, run it, and give its answer or the error that it raised as one.
 

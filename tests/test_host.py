@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,6 @@ from host_client import GET, WAIT, Client, answer, answering, connect, serving
 from hypercorn.config import Config
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
-from quart import Response, request
-from quart_trio import QuartTrio
 
 from picoclaw_trio import host
 from picoclaw_trio.host_connection import Connection
@@ -98,187 +96,6 @@ def test_new_defaults_reach_the_worker() -> None:
     assert (30.0, 2048, False) == (worker.graceful_timeout, worker.backlog, worker.include_server_header)
     assert 1 == worker.keep_alive_timeout
     assert 75.0 == pickle.loads(pickle.dumps(Config())).keep_alive_timeout
-
-
-# Quart's connection
-
-View = Callable[[], Awaitable[Any]]
-
-
-def quart(view: View) -> QuartTrio:
-    app = QuartTrio("tests")
-    app.asgi_http_class = host.MendedHTTPConnection
-    app.add_url_rule("/", "view", view, methods=["GET", "POST"])
-    return app
-
-
-async def say_hello() -> str:
-    return "hello"
-
-
-async def echo() -> Response:
-    return Response(await request.get_data())
-
-
-@pytest.fixture(params=["mended", "stock"])
-def any_hypercorn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hypercorn as we mend it, and as it came: there the end of an answer cancels a request that is not mended."""
-    if request.param == "stock":
-        for module, name, _, _ in host.MENDS:
-            monkeypatch.setattr(f"{module}.{name}", in_place()[name].__base__)
-        monkeypatch.setattr("hypercorn.trio.run.trio", trio)
-
-
-@pytest.mark.usefixtures("any_hypercorn")
-@pytest.mark.parametrize(
-    "request_", [GET.replace(b"Host", b"Connection: close\r\nHost"), b"GET / HTTP/1.0\r\nHost: x\r\n\r\n"]
-)
-async def test_last_answer_ends_the_connection(request_: bytes) -> None:
-    async with serving(quart(say_hello)) as port, connect(port) as client:
-        assert b"hello" == (await client.ask(request_)).body
-        assert b"" == await client.read_to_the_end()
-
-
-@pytest.mark.usefixtures("any_hypercorn")
-async def test_connection_is_used_again_and_then_times_out() -> None:
-    async with serving(quart(say_hello), keep_alive_timeout=0.3) as port, connect(port) as client:
-        for _ in range(3):
-            assert b"hello" == (await client.ask()).body
-        assert b"" == await client.read_to_the_end()
-
-
-async def test_client_that_leaves_cancels_its_handler() -> None:
-    began, cancelled = trio.Event(), trio.Event()
-
-    async def view() -> str:
-        began.set()
-        try:
-            await trio.sleep_forever()
-        finally:
-            cancelled.set()
-        return ""
-
-    async with serving(quart(view)) as port:
-        async with connect(port) as client:
-            await client.send(GET)
-            await began.wait()
-        with trio.fail_after(WAIT):
-            await cancelled.wait()
-
-
-@pytest.mark.usefixtures("any_hypercorn")
-async def test_streamed_answer_comes_in_pieces_and_ends() -> None:
-    go_on = trio.Event()
-
-    async def pieces() -> AsyncIterator[bytes]:
-        yield b"first"
-        await go_on.wait()
-        yield b"second"
-
-    async def view() -> Response:
-        return Response(pieces())
-
-    async with serving(quart(view), keep_alive_timeout=0.3) as port, connect(port) as client:
-        await client.send(GET)
-        await client.read_until(b"5\r\nfirst\r\n")
-        go_on.set()
-        await client.read_until(b"6\r\nsecond\r\n0\r\n\r\n")
-        assert b"" == await client.read_to_the_end()
-
-
-async def test_client_that_leaves_a_stream_ends_it() -> None:
-    ended = trio.Event()
-
-    async def pieces() -> AsyncIterator[bytes]:
-        try:
-            yield b"first"
-            await trio.sleep_forever()
-        finally:
-            ended.set()
-
-    async def view() -> Response:
-        return Response(pieces())
-
-    async with serving(quart(view)) as port:
-        async with connect(port) as client:
-            await client.send(GET)
-            await client.read_until(b"first")
-        with trio.fail_after(WAIT):
-            await ended.wait()
-
-
-async def test_body_is_read_whole_and_again() -> None:
-    async with serving(quart(echo)) as port, connect(port) as client:
-        for size in (0, 10, 300_000):
-            body = bytes(size)
-            head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size
-            assert body == (await client.ask(head + body)).body
-
-
-async def test_part_of_an_answer_is_sent() -> None:
-    async def view() -> Response:
-        whole = Response(b"0123456789")
-        await whole.make_conditional(request, accept_ranges=True, complete_length=10)
-        return whole
-
-    async with serving(quart(view)) as port, connect(port) as client:
-        part = await client.ask(GET.replace(b"Host", b"Range: bytes=2-4\r\nHost"))
-        assert (206, b"234") == (part.status, part.body)
-
-
-@pytest.mark.parametrize("request_", [GET, GET.replace(b"Host", b"Expect: 100-continue\r\nHost")])
-async def test_handler_finds_its_nursery_which_ends_with_the_answer(request_: bytes) -> None:
-    started, ended = trio.Event(), trio.Event()
-
-    async def child() -> None:
-        started.set()
-        try:
-            await trio.sleep_forever()
-        finally:
-            ended.set()
-
-    async def view() -> str:
-        request.scope["picoclaw.nursery"].start_soon(child)  # type: ignore[typeddict-item]  # put there by the host
-        await started.wait()
-        return "hello"
-
-    async with serving(quart(view)) as port, connect(port) as client:
-        assert b"hello" == (await client.ask(request_)).body
-        with trio.fail_after(WAIT):
-            await ended.wait()
-
-
-async def test_server_that_says_nothing_after_the_answer_is_not_waited_for() -> None:
-    async with quart(say_hello).test_app() as app:
-        with trio.fail_after(WAIT):
-            answer = await app.test_client().get("/")
-    assert 200 == answer.status_code
-
-
-EXPECT = b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n"
-
-
-async def echo_in_pieces() -> bytes:
-    return b"".join([piece async for piece in request.body])
-
-
-@pytest.mark.parametrize("view", [echo, echo_in_pieces])
-async def test_body_is_asked_for_when_it_is_wanted(view: View) -> None:
-    async with serving(quart(view)) as port, connect(port) as client:
-        await client.send(EXPECT)
-        assert b"HTTP/1.1 100 \r\n\r\n" == await client.read_until(b"\r\n\r\n")
-        assert b"body" == (await client.ask(b"body")).body
-        assert b"again" == (await client.ask(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nagain")).body
-
-
-async def test_body_is_not_asked_for_when_it_is_not_wanted() -> None:
-    async def refuse() -> tuple[str, int]:
-        await trio.sleep(0.01)
-        return "no", 401
-
-    async with serving(quart(refuse)) as port, connect(port) as client:
-        assert 401 == (await client.ask(EXPECT)).status
-        assert b"" == await client.read_to_the_end()
 
 
 # Stopping

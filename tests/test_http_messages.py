@@ -1,0 +1,153 @@
+"""One request's way through the connection, in Hypercorn as we mend it and as it came."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+from host_client import GET, WAIT, connect, serving
+from quart_trio import QuartTrio
+
+from picoclaw_trio import host
+from picoclaw_trio.event_stream import EventStream
+from picoclaw_trio.http_messages import Connection, HttpAnswer, HttpRequest
+
+View = Callable[[HttpRequest], Awaitable[HttpAnswer | None]]
+EXPECT = b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n"
+
+
+class App(QuartTrio):
+    asgi_http_class = Connection
+    max_body_bytes = 1_000_000
+
+    def __init__(self, view: View) -> None:
+        super().__init__("tests", static_folder=None)
+        self.answer_request = view
+
+
+async def say_hello(request: HttpRequest) -> HttpAnswer:
+    return HttpAnswer(200, b"hello")
+
+
+async def echo(request: HttpRequest) -> HttpAnswer:
+    return HttpAnswer(200, await request.body.read(WAIT))
+
+
+@pytest.fixture(params=["mended", "stock"])
+def any_hypercorn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hypercorn as we mend it, and as it came: there the end of an answer cancels a request that is not mended."""
+    if request.param == "stock":
+        for module, name, _, _ in host.MENDS:
+            monkeypatch.setattr(f"{module}.{name}", vars(sys.modules[module])[name].__base__)
+        monkeypatch.setattr("hypercorn.trio.run.trio", trio)
+
+
+@pytest.mark.usefixtures("any_hypercorn")
+@pytest.mark.parametrize(
+    "request_", [GET.replace(b"Host", b"Connection: close\r\nHost"), b"GET / HTTP/1.0\r\nHost: x\r\n\r\n"]
+)
+async def test_last_answer_ends_the_connection(request_: bytes) -> None:
+    async with serving(App(say_hello)) as port, connect(port) as client:
+        assert b"hello" == (await client.ask(request_)).body
+        assert b"" == await client.read_to_the_end()
+
+
+@pytest.mark.usefixtures("any_hypercorn")
+async def test_connection_is_used_again_and_then_times_out() -> None:
+    async with serving(App(say_hello), keep_alive_timeout=0.3) as port, connect(port) as client:
+        for _ in range(3):
+            assert b"hello" == (await client.ask()).body
+        assert b"" == await client.read_to_the_end()
+
+
+async def test_client_that_leaves_cancels_its_request() -> None:
+    began, cancelled = trio.Event(), trio.Event()
+
+    async def view(request: HttpRequest) -> None:
+        began.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    async with serving(App(view)) as port:
+        async with connect(port) as client:
+            await client.send(GET)
+            await began.wait()
+        with trio.fail_after(WAIT):
+            await cancelled.wait()
+
+
+@pytest.mark.usefixtures("any_hypercorn")
+async def test_streamed_answer_comes_in_pieces_and_ends() -> None:
+    go_on = trio.Event()
+
+    async def view(request: HttpRequest) -> None:
+        events = EventStream(request.send, list)
+        await events.send(b"first")
+        await go_on.wait()
+        await events.end(b"second")
+
+    async with serving(App(view), keep_alive_timeout=0.3) as port, connect(port) as client:
+        await client.send(GET)
+        await client.read_until(b"data: first\n\n\r\n")
+        go_on.set()
+        await client.read_until(b"data: second\n\ndata: [DONE]\n\n\r\n0\r\n\r\n")
+        assert b"" == await client.read_to_the_end()
+
+
+async def test_body_is_read_whole_and_again() -> None:
+    async with serving(App(echo)) as port, connect(port) as client:
+        for size in (0, 10, 300_000):
+            body = bytes(size)
+            head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size
+            assert body == (await client.ask(head + body)).body
+
+
+@pytest.mark.parametrize("request_", [GET, GET.replace(b"Host", b"Expect: 100-continue\r\nHost")])
+async def test_what_runs_in_the_request_s_nursery_ends_with_the_answer(request_: bytes) -> None:
+    started, ended = trio.Event(), trio.Event()
+
+    async def child() -> None:
+        started.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.set()
+
+    async def view(request: HttpRequest) -> HttpAnswer:
+        request.nursery.start_soon(child)
+        await started.wait()
+        return HttpAnswer(200, b"hello")
+
+    async with serving(App(view)) as port, connect(port) as client:
+        assert b"hello" == (await client.ask(request_)).body
+        with trio.fail_after(WAIT):
+            await ended.wait()
+
+
+async def test_server_that_says_nothing_after_the_answer_is_not_waited_for() -> None:
+    async with App(say_hello).test_app() as app:
+        with trio.fail_after(WAIT):
+            answer = await app.test_client().get("/")
+    assert 200 == answer.status_code
+
+
+async def test_body_is_asked_for_when_it_is_wanted() -> None:
+    async with serving(App(echo)) as port, connect(port) as client:
+        await client.send(EXPECT)
+        assert b"HTTP/1.1 100 \r\n\r\n" == await client.read_until(b"\r\n\r\n")
+        assert b"body" == (await client.ask(b"body")).body
+        assert b"again" == (await client.ask(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nagain")).body
+
+
+async def test_body_is_not_asked_for_when_it_is_not_wanted() -> None:
+    async def refuse(request: HttpRequest) -> HttpAnswer:
+        await trio.sleep(0.01)
+        return HttpAnswer(401, b"no")
+
+    async with serving(App(refuse)) as port, connect(port) as client:
+        assert 401 == (await client.ask(EXPECT)).status
+        assert b"" == await client.read_to_the_end()
