@@ -46,7 +46,7 @@ MENDS = (
 # New defaults of Hypercorn's; its command line and configuration file still win.
 DEFAULTS = {
     "backlog": 2048,
-    "graceful_timeout": 30.0,  # 3 s would cut off most answers of a model
+    "graceful_timeout": 32.0,  # 3 s would cut off most answers; a little above gateway.grace, for the last ones
     "include_server_header": False,
     "keep_alive_max_requests": sys.maxsize,
     "keep_alive_timeout": 75.0,  # longer than clients keep a connection, so that they are the ones who close it

@@ -93,7 +93,7 @@ def test_new_defaults_reach_the_worker() -> None:
     config = Config()
     config.keep_alive_timeout = 1
     worker = pickle.loads(pickle.dumps(config))
-    assert (30.0, 2048, False) == (worker.graceful_timeout, worker.backlog, worker.include_server_header)
+    assert (32.0, 2048, False) == (worker.graceful_timeout, worker.backlog, worker.include_server_header)
     assert 1 == worker.keep_alive_timeout
     assert 75.0 == pickle.loads(pickle.dumps(Config())).keep_alive_timeout
 
