@@ -1,6 +1,6 @@
 """Bad days: an upstream that does everything wrong, clients that do too, all at once, and a server that does not mind.
 
-A few thousand requests by default; ``PICOCLAW_TEST_CHAOS=20000`` makes it a soak, ``PICOCLAW_TEST_SEED`` repeats a run.
+Ten thousand requests by default; ``PICOCLAW_TEST_CHAOS`` asks for more or fewer, ``PICOCLAW_TEST_SEED`` repeats a run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fakes import Exchange, ScriptedUpstream, answers, completion, cuts, error_b
 from harness import TOKEN, Server, ask, entry, make_config, open_client, open_server
 from test_load import MAX_GROWTH_BYTES, count_descriptors, resident_bytes
 
-REQUESTS = int(os.environ.get("PICOCLAW_TEST_CHAOS", "2000"))
+REQUESTS = int(os.environ.get("PICOCLAW_TEST_CHAOS", "10000"))
 SEED = int(os.environ.get("PICOCLAW_TEST_SEED", "1"))
 CLIENTS = 32
 PATIENCE = 20.0
