@@ -26,7 +26,8 @@ def blocks(language: str) -> list[str]:
 
 
 def command_with(part: str) -> str:
-    (command,) = [line for block in blocks("sh") for line in block.splitlines() if part in line and ".venv" in line]
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    (command,) = [line for line in lines if line.startswith("python3 -m venv .venv") and part in line]
     return command
 
 
