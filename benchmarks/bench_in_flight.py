@@ -12,7 +12,7 @@ from ._tools.values import Figure, Measure, Question, Sample
 TURNS = 2000
 THINKING = 1.0
 WARMING_CONNECTIONS = 64
-SETTLING = 1.5  # seconds until all are under way and the rhythm of the beginning is gone
+SETTLING = 5.0  # seconds until all are under way and the rhythm of the beginning is gone
 LOOK_DELAY = 0.2
 
 
@@ -35,9 +35,10 @@ def prepare(stage: Stage) -> Measure:
 
 def measure_turns(stage: Stage, server: Server, turns: int) -> Sample:
     generator, seconds = stage.generator, stage.settings.seconds
+    settling = 1.0 if stage.settings.brief else SETTLING
     generator.steady(server.port, Steady(WARMING_CONNECTIONS, seconds=2 * THINKING))
-    idle, cpu = server.process.memory().rss, server.process.cpu_seconds()
-    load = Steady(turns, THINKING + seconds, warm_up=THINKING + SETTLING, spread=THINKING)
+    idle, cpu = server.process.resident(), server.process.cpu_seconds()
+    load = Steady(turns, THINKING + seconds, warm_up=THINKING + settling, spread=THINKING)
     with generator.running(server.port, load) as running:
         peak = highest_memory(server, running)
         saw = running.finish()
@@ -54,7 +55,7 @@ def highest_memory(server: Server, running: Running) -> int:
     """The most that the server had resident until the generator ended."""
     peak = 0
     while running.popen.poll() is None:
-        peak = max(peak, server.process.memory().rss)
+        peak = max(peak, server.process.resident())
         time.sleep(LOOK_DELAY)
     return peak
 

@@ -45,7 +45,7 @@ def start_with_sessions(stage: Stage, count: int) -> Server:
     assert path.is_relative_to(home)
     path.write_text(json.dumps({"version": 1, "global": None, "sessions": sessions}))
     requests = [request(user=f"user-{number * max(1, count // ASKED) % count}") for number in range(ASKED)]
-    server = start_gateway(stage, name, requests=requests, model_scope="session")
+    server = start_gateway(stage, name, requests=requests, model_scope="session", max_sessions=2 * count)
     kept = len(json.loads(path.read_bytes())["sessions"])
     if kept < count:
         raise BenchmarkError(f"the gateway kept {kept} of {count} sessions")

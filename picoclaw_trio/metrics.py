@@ -14,7 +14,9 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 
 def _share_with_other_workers() -> None:
@@ -65,34 +67,40 @@ FALLBACKS = Counter("picoclaw_fallbacks", "Targets given up for the next one.", 
 STATE_WRITES = Counter("picoclaw_state_writes", "Writes of session state.", ["outcome"])
 
 
+@lru_cache(maxsize=4096)
+def _child(metric: Any, *labels: object) -> Any:
+    """The metric for these labels; the library looks it up under a lock each time."""
+    return metric.labels(*labels)
+
+
 def note_request(status: int) -> None:
-    REQUESTS.labels(status).inc()
+    _child(REQUESTS, status).inc()
 
 
 def note_turn(model: str, seconds: float) -> None:
-    TURN_SECONDS.labels(model).observe(seconds)
+    _child(TURN_SECONDS, model).observe(seconds)
 
 
 def note_attempt(model: str, outcome: str, seconds: float) -> None:
     """*outcome*: ``ok``, ``cancelled``, or the kind of failure."""
-    ATTEMPT_SECONDS.labels(model, outcome).observe(seconds)
+    _child(ATTEMPT_SECONDS, model, outcome).observe(seconds)
 
 
 def note_tokens(model: str, prompt: int, completion: int) -> None:
-    TOKENS.labels(model, "prompt").inc(prompt)
-    TOKENS.labels(model, "completion").inc(completion)
+    _child(TOKENS, model, "prompt").inc(prompt)
+    _child(TOKENS, model, "completion").inc(completion)
 
 
 def note_retry(model: str, kind: str) -> None:
-    RETRIES.labels(model, kind).inc()
+    _child(RETRIES, model, kind).inc()
 
 
 def note_fallback(model: str, kind: str) -> None:
-    FALLBACKS.labels(model, kind).inc()
+    _child(FALLBACKS, model, kind).inc()
 
 
 def note_state_write(outcome: str) -> None:
-    STATE_WRITES.labels(outcome).inc()
+    _child(STATE_WRITES, outcome).inc()
 
 
 def note_load(running: int, waiting: int) -> None:

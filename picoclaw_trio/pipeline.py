@@ -128,7 +128,7 @@ async def open_gateway(config: Config) -> AsyncIterator[Gateway]:
     """
     api, defaults = config.gateway.openai_api, config.agents.defaults
     policy = RetryPolicy(defaults.max_llm_retries + 1, defaults.llm_retry_backoff_secs)
-    async with open_stored_sessions(config) as sessions, open_upstream(policy) as upstream:
+    async with open_stored_sessions(config) as sessions, open_upstream(policy, api.max_turns) as upstream:
         yield Gateway(
             config=config,
             tokens=BearerTokens.from_plain([token.reveal() for token in api.bearer_tokens]),

