@@ -10,7 +10,7 @@ from pathlib import Path
 import orjson
 import pytest
 import trio
-from fakes import ScriptedUpstream, hangs, says
+from fakes import ScriptedUpstream, answers, hangs, says
 from harness import (
     HEADERS,
     KINDS,
@@ -184,3 +184,26 @@ async def test_service_manager_is_told_of_readiness_life_and_the_stop(tmp_path: 
 
     assert 1 == sum(b"READY=1" in message for message in heard)
     assert 2 <= sum(message == b"WATCHDOG=1" for message in heard)
+
+
+async def test_metrics_count_retries_fallbacks_state_writes_and_clients_that_left(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    upstream.scripts = [answers(500, b"{}"), answers(401, b"{}"), says(), hangs]
+    config = make_config(entry("one", upstream.url, fallbacks=["two"]), entry("two", upstream.url))
+    config["agents"] = {"defaults": {"llm_retry_backoff_secs": 0.01}}
+    async with open_server(tmp_path, config) as server, open_client(server.url) as client:
+        assert "two" == (await client.post(PATH, json=ask(model="one"))).json()["model"]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: client.post(PATH, json=ask()))
+            left = await upstream.wait_asked(4)
+            nursery.cancel_scope.cancel()
+        with trio.fail_after(WAIT):
+            await left.gone.wait()
+        await wait_logged(server, b"client went away")
+        text = (await client.get("/metrics")).text
+
+    assert 1 == number(text, 'picoclaw_retries_total{kind="server",model="one"}')
+    assert 1 == number(text, 'picoclaw_fallbacks_total{kind="auth",model="two"}')
+    assert 1 == number(text, 'picoclaw_state_writes_total{outcome="ok"}')
+    assert 1 == number(text, 'picoclaw_requests_total{status="499"}')
