@@ -1,15 +1,16 @@
 """The configuration: the file and the environment -> a frozen ``Config``, or every problem at once, with addresses."""
 
 from .judge import load_config
+from .models import ModelConfig
 from .secret import Secret
 from .sources import config_home, config_path, create_first_config
+from .tools import Door, ExecConfig, McpConfig, McpServerConfig, ToolsConfig, WebFetchConfig
 from .values import (
     AgentConfig,
     AgentDefaults,
     AgentsConfig,
     Config,
     GatewayConfig,
-    ModelConfig,
     OpenAIApiConfig,
 )
 
@@ -18,10 +19,16 @@ __all__ = [
     "AgentDefaults",
     "AgentsConfig",
     "Config",
+    "Door",
+    "ExecConfig",
     "GatewayConfig",
+    "McpConfig",
+    "McpServerConfig",
     "ModelConfig",
     "OpenAIApiConfig",
     "Secret",
+    "ToolsConfig",
+    "WebFetchConfig",
     "config_home",
     "config_path",
     "create_first_config",

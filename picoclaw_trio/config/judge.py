@@ -20,6 +20,7 @@ from cattrs import Converter
 
 from ..errors import ConfigError, Problem
 from .checks import Name, check_url
+from .models import ModelConfig, ModelEntry, UpstreamOptions
 from .secret import Secret
 from .sources import (
     apply_variables,
@@ -30,6 +31,7 @@ from .sources import (
     read_secret,
 )
 from .strict import Place, Tray, Wrong, address, did_you_mean, expect, quoted, strict_converter, wrong
+from .tools import ExecConfig, McpConfig, McpServerConfig, ToolsConfig, WebFetchConfig
 from .values import (
     AgentConfig,
     AgentDefaults,
@@ -41,9 +43,6 @@ from .values import (
     DefaultsEntry,
     GatewayConfig,
     ModelChoice,
-    ModelConfig,
-    ModelEntry,
-    UpstreamOptions,
 )
 from .vendors import DEFAULT_VENDOR, ECHO, VENDORS, UnknownVendorError, Vendor, resolve
 
@@ -68,6 +67,11 @@ PASSED_OVER = {
     DefaultsEntry: "agents.defaults.",
     AgentEntry: "agents.list[].",
     ModelChoice: "agents.list[].model.",
+    ToolsConfig: "tools.",
+    ExecConfig: "tools.exec.",
+    WebFetchConfig: "tools.web_fetch.",
+    McpConfig: "tools.mcp.",
+    McpServerConfig: "tools.mcp.servers[].",
 }
 
 
@@ -239,6 +243,7 @@ def _config(file: ConfigFile, home: Path) -> Config:
             _defaults(file.agents.defaults, home), tuple(_agent(entry, home) for entry in file.agents.list)
         ),
         model_list=tuple(map(_model, file.model_list)),
+        tools=file.tools,
     )
 
 

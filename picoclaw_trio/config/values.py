@@ -8,97 +8,39 @@ Editing rule: a new key is a field with a type and a default, a line in ``config
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from operator import attrgetter
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import attrs
 
 from .checks import (
     Count,
-    FieldName,
     HeaderName,
-    HeaderValue,
     Hosts,
     LogLevel,
-    ModelId,
     Name,
     Origin,
-    ProxyUrl,
     Seconds,
     between,
-    check_writable_json,
     hosts_of,
     zero_means,
 )
+from .models import ModelConfig, ModelEntry
 from .secret import Secret
-from .vendors import ECHO
+from .tools import ToolsConfig
 
-DEFAULT_REQUEST_TIMEOUT = 120.0
-NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-
-@attrs.frozen(kw_only=True)
-class UpstreamOptions:
-    """The part of a ``model_list`` entry that is the same in file and value.
-
-    Attributes:
-        proxy: http, https or socks5 address; may hold a password.
-        fallbacks: aliases to ask, in order, when this one fails.
-        rpm: requests a minute, 0 for no limit.
-        max_tokens_field: what the upstream calls ``max_tokens``; None to choose by the model.
-        request_timeout: seconds of one attempt.
-        extra_body: merged last into the body of a request; JSON, the inner parts plain dicts and lists.
-        custom_headers: legal names and values; they replace the gateway's own.
-        user_agent: None for the gateway's own.
-    """
-
-    proxy: ProxyUrl | None = attrs.field(default=None, repr=False)
-    fallbacks: tuple[Name, ...] = ()
-    rpm: Annotated[int, between(0)] = 0
-    max_tokens_field: FieldName | None = None
-    request_timeout: Annotated[float, between(0), zero_means(DEFAULT_REQUEST_TIMEOUT)] = DEFAULT_REQUEST_TIMEOUT
-    extra_body: Annotated[Mapping[str, Any], check_writable_json] = attrs.field(default=NOTHING, repr=False)
-    custom_headers: Mapping[HeaderName, HeaderValue] = attrs.field(default=NOTHING, repr=False)
-    user_agent: HeaderValue | None = None
-
-
-@attrs.frozen
-class ModelEntry(UpstreamOptions):
-    """A ``model_list`` entry as the file has it. ``api_key`` is one more key in front of ``api_keys``."""
-
-    model_name: Name
-    model: ModelId
-    provider: Name | None = None
-    api_base: str | None = attrs.field(default=None, repr=False)
-    api_key: Secret | None = None
-    api_keys: tuple[Secret, ...] = ()
-
-
-@attrs.frozen
-class ModelConfig(UpstreamOptions):
-    """One target: an alias, and who is asked for it under which id. Targets of one alias share its load.
-
-    Attributes:
-        model_name: the alias; any text without control characters, also beyond ASCII.
-        model: the id as the upstream knows it.
-        vendor: canonical name of the vendor, e.g. ``openai``.
-        api_base: address in front of ``/chat/completions``, without a slash at its end. None for ``echo``, and where
-            the vendor speaks only a protocol of its own: such a target is not ``is_usable``.
-        api_keys: may be empty, then no ``Authorization`` is sent.
-    """
-
-    model_name: str
-    model: str
-    vendor: str
-    api_base: str | None
-    api_keys: tuple[Secret, ...] = ()
-
-    @property
-    def is_usable(self) -> bool:
-        return self.api_base is not None or self.vendor == ECHO
+# PicoClaw's: four times its own default of max_tokens.
+DEFAULT_CONTEXT_WINDOW = 131_072
+# What is read only when the server starts.
+AT_START = (
+    "gateway.host",
+    "gateway.port",
+    "gateway.grace",
+    "gateway.openai_api.max_sessions",
+    "gateway.openai_api.session_ttl",
+    "tools.mcp",
+)
 
 
 @attrs.frozen
@@ -142,6 +84,10 @@ class AgentDefaults:
         max_tokens, temperature: what a request asks for that does not say; None to leave them to the upstream.
         max_llm_retries: how often a target that failed is asked again.
         llm_retry_backoff_secs: seconds before the first time; doubled for each that follows.
+        max_tool_iterations: replies that a model may give in one turn, the last one included.
+        context_window: tokens that a kept conversation may take together with the answer; None: four times
+            ``max_tokens``, or 131,072.
+        summarize_history: whether what no longer fits is summed up by the model, or only left out.
     """
 
     model_name: Name | None = None
@@ -151,6 +97,13 @@ class AgentDefaults:
     temperature: Annotated[float, between(0, 2)] | None = None
     max_llm_retries: Annotated[int, between(0, 100)] = 2
     llm_retry_backoff_secs: Annotated[float, between(0)] = 0.5
+    max_tool_iterations: Annotated[int, between(0, 1000), zero_means(20)] = 50
+    context_window: Annotated[int, between(0), zero_means(None)] | None = None
+    summarize_history: bool = False
+
+    @property
+    def window(self) -> int:
+        return self.context_window or (4 * self.max_tokens if self.max_tokens else DEFAULT_CONTEXT_WINDOW)
 
 
 @attrs.frozen
@@ -191,7 +144,10 @@ class OpenAIApiConfig:
         on_disconnect: whether a turn ends with its client or is finished for the record.
         cors_origins: origins whose pages may call us; ``*`` for all.
         history: who remembers the conversation.
-        max_sessions: selections kept, the least recently used go; session_ttl: seconds without use, None: for ever.
+        session_headers: of a request; the first that is there names its session, before ``user``.
+        session_wait: seconds that a request may wait for its session's turn to end.
+        max_sessions: selections kept, and conversations; the least recently used go.
+        session_ttl: seconds without use, None: for ever.
         wrong_tokens_per_minute: from one address, before it is slowed down; 0: as many as it likes.
         metrics_open: whether ``/metrics`` wants no token.
     """
@@ -210,7 +166,9 @@ class OpenAIApiConfig:
     ping_interval: Seconds = 10.0
     on_disconnect: Literal["cancel", "finish"] = "cancel"
     cors_origins: tuple[Origin, ...] = ()
-    history: Literal["client"] = "client"
+    history: Literal["client", "session"] = "client"
+    session_headers: tuple[HeaderName, ...] = ()
+    session_wait: Seconds = 5.0
     max_sessions: Count = 10_000
     session_ttl: Seconds | None = None
     wrong_tokens_per_minute: Annotated[int, between(0)] = 60
@@ -247,6 +205,7 @@ class ConfigFile:
     gateway: GatewayConfig = GatewayConfig()
     agents: AgentsEntry = AgentsEntry()
     model_list: tuple[ModelEntry, ...] = ()
+    tools: ToolsConfig = attrs.field(factory=ToolsConfig)
 
 
 @attrs.frozen
@@ -263,6 +222,12 @@ class Config:
     gateway: GatewayConfig = GatewayConfig()
     agents: AgentsConfig = AgentsConfig()
     model_list: tuple[ModelConfig, ...] = ()
+    tools: ToolsConfig = attrs.field(factory=ToolsConfig)
+
+    @property
+    def workspace(self) -> Path:
+        """The default agent's folder."""
+        return self.default_agent.workspace or self.agents.defaults.workspace
 
     @property
     def aliases(self) -> tuple[str, ...]:
@@ -283,6 +248,4 @@ class Config:
 
     def needs_restart(self, new: Config) -> list[str]:
         """The keys in which *new* differs and that take effect only when the server starts."""
-        keys = ("host", "port", "grace", "openai_api.max_sessions", "openai_api.session_ttl")
-        read = [(f"gateway.{key}", attrgetter(key)) for key in keys]
-        return [name for name, value in read if value(self.gateway) != value(new.gateway)]
+        return [key for key in AT_START if attrgetter(key)(self) != attrgetter(key)(new)]
