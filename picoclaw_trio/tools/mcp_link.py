@@ -40,9 +40,10 @@ from pydantic import TypeAdapter, ValidationError
 from .._version import __version__
 from ..config.tools import McpServerConfig
 from ..shapes import Json
+from .clean import clean_text
 from .mcp_environment import added_environment, whole_environment
 from .mcp_http import open_http
-from .mcp_offers import MAX_TOOLS, clean_text
+from .mcp_offers import MAX_TOOLS
 from .mcp_results import result_text
 from .mcp_stdio import ServerGone, open_process
 from .values import ToolError

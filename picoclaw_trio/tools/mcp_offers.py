@@ -9,7 +9,7 @@ Editing rule: pure functions only. What a server says is somebody else's text: n
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from hashlib import sha256
 from typing import Protocol
 
@@ -19,6 +19,7 @@ import structlog
 
 from ..config.tools import MCP_PREFIX
 from ..shapes import Json, load
+from .clean import clean_text
 from .values import Tool
 
 log = structlog.stdlib.get_logger("picoclaw_trio.tools.mcp")
@@ -109,13 +110,3 @@ def _clean_schema(schema: Mapping[str, Json]) -> dict[str, Json] | str:
     if len(raw) > MAX_SCHEMA_BYTES:
         return f"its schema is larger than {MAX_SCHEMA_BYTES} bytes"
     return copied if copied["type"] == "object" else "its schema is not one of an object"
-
-
-def clean_text(text: str, limit: int) -> str:
-    """*text* without control characters but newlines and tabs, cut to *limit* characters."""
-    cleaned = "".join(_printable(text[: limit + 1]))
-    return cleaned if len(cleaned) <= limit else f"{cleaned[: limit - 1]}…"
-
-
-def _printable(text: str) -> Iterator[str]:
-    return (char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -27,8 +27,8 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from mcp.shared.message import SessionMessage
 from mcp_types import INTERNAL_ERROR, ErrorData, JSONRPCError, jsonrpc_message_adapter
 
+from .clean import clean_text
 from .mcp_lines import Line, LineSplitter, Ration
-from .mcp_offers import clean_text
 
 log = structlog.stdlib.get_logger("picoclaw_trio.tools.mcp")
 
