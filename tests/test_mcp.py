@@ -16,11 +16,14 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from serving import logged, wait_until
+from raw_upstream import always, answer, open_upstream
+from serving import logged
+from serving import wait_until as wait_shortly
 
 from picoclaw_trio.config.secret import Secret
 from picoclaw_trio.config.tools import McpConfig, McpServerConfig
 from picoclaw_trio.tools import Tool, ToolError
+from picoclaw_trio.tools.mcp_link import open_link
 from picoclaw_trio.tools.mcp_servers import McpServers, Restarts, open_mcp_servers
 
 HERE = Path(__file__).parent
@@ -29,6 +32,8 @@ ODD = str(HERE / "mcp_odd_server.py")
 START_TIMEOUT = 30.0
 SOON = Restarts(delay=0.05, max_delay=0.1)
 NEVER = Restarts(delay=300.0)
+# A process that starts while others do so too takes its time.
+wait_until = partial(wait_shortly, timeout=START_TIMEOUT)
 
 
 def stdio(script: str, *arguments: str, **fields: Any) -> McpServerConfig:
@@ -46,7 +51,7 @@ class Running:
         return [tool.name for tool in self.servers.tools()]
 
     async def wait_state(self, beginning: str, name: str = "one") -> str:
-        await wait_until(lambda: self.servers.states()[name].startswith(beginning), START_TIMEOUT)
+        await wait_until(lambda: self.servers.states()[name].startswith(beginning))
         return self.servers.states()[name]
 
     def tool(self, name: str) -> Tool:
@@ -244,7 +249,7 @@ async def test_killed_server_fails_its_calls_at_once_and_comes_back(tmp_path: Pa
             nursery.start_soon(hang, here)
             await wait_until(lambda: 2 == here.notes().count("hangs"))
             os.kill(here.pids()[0], signal.SIGKILL)
-        await wait_until(lambda: 2 == len(here.pids()), START_TIMEOUT)
+        await wait_until(lambda: 2 == len(here.pids()))
         await here.wait_state("running")
         assert "3" == await add.run({"a": 1, "b": 2})
     assert 2 == len(failures)
@@ -309,10 +314,11 @@ async def test_answer_that_is_too_large_costs_only_its_call(tmp_path: Path, tool
 
 
 async def test_server_that_hangs_as_a_whole_is_started_anew(tmp_path: Path) -> None:
-    async with running(tmp_path, one=stdio(ODD, "frozen", timeout=1.0)) as here:
+    async with running(tmp_path, one=stdio(ODD, "frozen", timeout=2.0)) as here:
+        before = len(here.pids())
         with pytest.raises(ToolError, match="no result within"):
             await here.call("freeze")
-        await wait_until(lambda: len(here.pids()) > 1)
+        await wait_until(lambda: len(here.pids()) > before)
 
 
 async def test_list_that_is_nested_too_deep_fails_the_server_at_once(tmp_path: Path) -> None:
@@ -382,13 +388,31 @@ async def test_what_a_server_says_is_logged_without_its_secrets(tmp_path: Path) 
     [
         (McpServerConfig(command="/no/such/program"), "no such file or directory"),
         (stdio(GOOD, "stdio", env_file="none.env"), "no such file or directory"),
-        (McpServerConfig(), "it has neither a command nor a url"),
+        (McpServerConfig(), "its configuration has no url"),
+        (McpServerConfig(type="stdio", url="http://127.0.0.1:9/"), "its configuration has no command"),
         (McpServerConfig(url="http://127.0.0.1:9/mcp?key=secret"), "the connection failed (ConnectError)"),
     ],
 )
 async def test_server_that_cannot_be_started_says_why(tmp_path: Path, config: McpServerConfig, reason: str) -> None:
     async with running(tmp_path, NEVER, wait=False, one=config) as here:
         assert f"failed: {reason}" == await here.wait_state("failed")
+
+
+async def test_server_that_keeps_us_out_says_so(tmp_path: Path) -> None:
+    async with open_upstream(always(answer(status="401 Unauthorized"))) as server:
+        config = McpServerConfig(url=f"http://{server.address}/mcp?key=secret", headers={"authorization": Secret("x")})
+        async with running(tmp_path, NEVER, wait=False, one=config) as here:
+            assert "failed: it answered with status 401" == await here.wait_state("failed")
+
+
+@pytest.mark.parametrize("kind", ["stdio", "http"])
+async def test_older_revision_of_the_protocol_is_spoken_too(tmp_path: Path, kind: str) -> None:
+    async with reached(kind, tmp_path) as config, open_link("one", config, tmp_path, is_old=True) as link:
+        assert "add" in [tool.name for tool in await link.list_tools()]
+        assert "3" == await link.call("add", {"a": 1, "b": 2})
+        with trio.move_on_after(0.2):
+            await link.call("hang", {})
+        assert "3" == await link.call("add", {"a": 1, "b": 2})
 
 
 async def test_servers_that_are_off_need_no_package(tmp_path: Path) -> None:
@@ -403,6 +427,7 @@ import sys, trio
 from pathlib import Path
 sys.modules["mcp"] = sys.modules["mcp_types"] = None
 from picoclaw_trio.config.tools import McpConfig, McpServerConfig
+from picoclaw_trio.tools.mcp_link import open_link
 from picoclaw_trio.tools.mcp_servers import open_mcp_servers
 
 async def main():
@@ -429,6 +454,7 @@ import sys, trio
 from pathlib import Path
 from picoclaw_trio.config.secret import Secret
 from picoclaw_trio.config.tools import McpConfig, McpServerConfig
+from picoclaw_trio.tools.mcp_link import open_link
 from picoclaw_trio.tools.mcp_servers import open_mcp_servers
 
 async def main():
@@ -444,6 +470,6 @@ trio.run(main)
     async with trio.open_nursery() as nursery:
         command = [sys.executable, "-c", program]
         process = await nursery.start(partial(trio.run_process, command, check=False))
-        await wait_until(lambda: notes.exists() and notes.read_text().endswith("\n"), START_TIMEOUT)
+        await wait_until(lambda: notes.exists() and notes.read_text().endswith("\n"))
         process.kill()
     await wait_none_alive([int(notes.read_text().split()[1])])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trio
 import trustme
-from raw_upstream import Script, answer, open_upstream, read_head
+from raw_upstream import Script, answer, open_upstream, read_head, run_cancelled_at
 from serving import wait_until
 
 from picoclaw_trio.config.tools import WebFetchConfig
@@ -337,6 +337,17 @@ async def test_cancellation_closes_the_connection() -> None:
         await wait_until(lambda: server.accepted == 1)
         nursery.cancel_scope.cancel()
     await server.wait_open(0)
+
+
+async def test_cancellation_at_any_step_leaves_no_connection() -> None:
+    async with open_upstream(
+        page(gzip.compress(b"<p>text" * 1000), "content-encoding: gzip", kind="text/html")
+    ) as server:
+        number = 1
+        while await run_cancelled_at(number, lambda: fetch(f"http://{server.address}/")):
+            await server.wait_open(0)
+            number += 1
+    assert 5 < number
 
 
 async def test_nobody_listening_is_an_error() -> None:

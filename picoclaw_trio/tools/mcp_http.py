@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -96,7 +96,13 @@ def _client(config: McpServerConfig, tls: ssl.SSLContext) -> httpx2.AsyncClient:
 
 
 async def _bound(response: httpx2.Response) -> None:
-    """Let an answer be only so large. An event stream has a bound for each event instead."""
+    """Let an answer be only so large; an event stream has a bound for each event instead.
+
+    Raises:
+        httpx2.HTTPStatusError: we are kept out, which no other request will change.
+    """
+    if response.status_code in (401, 403):
+        response.raise_for_status()
     is_events = response.headers.get("content-type", "").lower().startswith("text/event-stream")
     is_packed = response.headers.get("content-encoding", "identity").lower() != "identity"
     assert isinstance(response.stream, httpx2.AsyncByteStream)
@@ -122,6 +128,8 @@ class _BoundedStream(httpx2.AsyncByteStream):
 
 
 async def _pass_on(source: Any, into: MemoryObjectSendStream[SessionMessage | Exception]) -> None:
-    async for item in source:
-        await into.send(item)
-    raise ServerGone("the connection ended")
+    with suppress(anyio.BrokenResourceError):  # the session has been left meanwhile
+        async for item in source:
+            await into.send(item)
+    if into.statistics().open_receive_streams:
+        raise ServerGone("the connection ended")

@@ -183,12 +183,14 @@ async def open_link(name: str, config: McpServerConfig, folder: Path, *, is_old:
 
 
 async def _transport(name: str, config: McpServerConfig, folder: Path) -> AbstractAsyncContextManager[Any]:
-    if config.command is not None and config.type in (None, "stdio"):
+    if config.type == "stdio" or (config.type is None and config.command is not None):
+        if config.command is None:
+            raise ValueError("its configuration has no command")
         added = await added_environment(config, folder)
         secrets = [value for value in added.values() if len(value) >= MIN_SECRET]
         return open_process(name, [config.command, *config.args], whole_environment(added), secrets)
     if config.url is None:
-        raise ValueError("it has neither a command nor a url")
+        raise ValueError("its configuration has no url")
     return open_http(config)
 
 

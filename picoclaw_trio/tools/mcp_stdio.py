@@ -118,7 +118,8 @@ async def _read(process: trio.Process, inbox: Inbox, chatter: Chatter) -> None:
         for line in splitter.feed(bytes(data)):
             message = _parse(line)
             if message is not None:
-                await inbox.send(message)
+                with suppress(anyio.BrokenResourceError):  # the session is being left
+                    await inbox.send(message)
             elif line.head.strip():
                 chatter.say("an MCP server wrote what is no message", line.head)
                 others += 1
