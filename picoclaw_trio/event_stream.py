@@ -47,6 +47,10 @@ class EventStream:
         """Send events, in one write. Returns when the client's side has taken them."""
         await self._write(b"".join(map(sse.encode_event, data)))
 
+    async def comment(self, text: str) -> None:
+        """Send a comment, which no client takes for an event."""
+        await self._write(sse.encode_comment(text))
+
     async def end(self, *data: bytes) -> None:
         """Send the last events and the end mark, in one write, and close the body."""
         await self._write(b"".join(map(sse.encode_event, (*data, sse.DONE))), is_last=True)

@@ -139,12 +139,14 @@ class ToolsConfig:
 
     Attributes:
         max_parallel: calls of one turn that run side by side.
+        max_running: calls of all turns that run side by side, in one process; others wait for them.
         timeout: seconds that any one call may take.
         max_result_chars: of one call's result; the middle of a longer one is left out.
     """
 
     allow: AllowConfig = AllowConfig()
     max_parallel: Count = 4
+    max_running: Count = 32
     timeout: Seconds = 120.0
     max_result_chars: Count = 64_000
     exec: ExecConfig = ExecConfig()
