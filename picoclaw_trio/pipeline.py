@@ -233,7 +233,7 @@ def make_plan(
         selection=selection,
         past=past,
     )
-    box = _tools(gateway, request, caller)
+    box = _tools(gateway, request, caller, identity.tools)
     if box is None:
         return plan if past is None else attrs.evolve(plan, keep_text=True)
     max_steps = min(identity.max_steps or math.inf, config.agents.defaults.max_tool_iterations)
@@ -245,10 +245,11 @@ def _place(caller: Caller) -> str:
     return f"{caller.holder} {caller.session}"
 
 
-def _tools(gateway: Gateway, request: ChatRequest, caller: Caller) -> ToolBox | None:
+def _tools(
+    gateway: Gateway, request: ChatRequest, caller: Caller, narrowed: tuple[str, ...] | None
+) -> ToolBox | None:
     """The agent's own tools for this request; none for what a front end asks for by itself."""
-    taken = tool_names(request.parameters)
-    box = gateway.tools.box(caller.door, gateway.workspace.identity().tools, taken)
+    box = gateway.tools.box(caller.door, narrowed, tool_names(request.parameters))
     # Functions of the old kind cannot stand beside tools in one request.
     return None if box is None or "functions" in request.parameters or is_side_task(request.messages) else box
 

@@ -11,6 +11,7 @@ import pytest
 import trio
 from fakes import Script, ScriptedUpstream, answers, cuts, error_body, says, streams, text_frames
 from harness import ask, entry, make_config, make_environment, write_config
+from streams import call, calls
 
 from picoclaw_trio.config import load_config
 from picoclaw_trio.pipeline import Gateway, answer, open_gateway
@@ -23,7 +24,12 @@ SCRIPTS: dict[str, tuple[Script, ...]] = {
     "streamed": (streams(*text_frames("Hel", "lo!")),),
     "retried": (answers(500, error_body("busy")), says()),
     "fallen back": (cuts, says()),
+    "with two tools": (
+        calls(call("1", "list_dir"), call("2", "write_file", path="a/b", content="c", overwrite=True)),
+        says(),
+    ),
 }
+TOOLS = {"allow": {"http": ["list_dir", "write_file"]}}
 
 
 @attrs.define(eq=False)
@@ -67,12 +73,14 @@ async def slow_to_listen(*events: Progress) -> None:
     await trio.lowlevel.checkpoint()
 
 
+@pytest.mark.parametrize("history", ["client", "session"])
 @pytest.mark.parametrize("case", SCRIPTS)
 async def test_nothing_is_left_by_a_turn_cancelled_at_any_checkpoint(
-    case: str, tmp_path: Path, upstream: ScriptedUpstream
+    case: str, history: str, tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
     pairs = (("one", "two"), ("two", "one"))
-    write_config(tmp_path, make_config(*(entry(name, upstream.url, fallbacks=[other]) for name, other in pairs)))
+    entries = [entry(name, upstream.url, fallbacks=[other]) for name, other in pairs]
+    write_config(tmp_path, {**make_config(*entries, history=history), "tools": TOOLS if "tools" in case else {}})
     stream = case == "streamed"
     async with open_gateway(load_config(make_environment(tmp_path))) as gateway:
         gateway.upstream.policy = RetryPolicy(base_delay=0.001)
