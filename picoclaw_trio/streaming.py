@@ -40,9 +40,9 @@ async def stream_answer(request: HttpRequest, ask: Ask, *, ping_interval: float,
     """
     writer = ChunkWriter(request)
     request.events = writer.events
-    request.nursery.start_soon(writer.events.run_comments, ping_interval)
-    request.reply = await ask(writer.take)
-    await writer.finish(request.reply, with_usage=with_usage)
+    async with writer.events.commented(ping_interval):
+        request.reply = await ask(writer.take)
+        await writer.finish(request.reply, with_usage=with_usage)
 
 
 @attrs.define
