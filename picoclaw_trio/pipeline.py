@@ -245,9 +245,7 @@ def _place(caller: Caller) -> str:
     return f"{caller.holder} {caller.session}"
 
 
-def _tools(
-    gateway: Gateway, request: ChatRequest, caller: Caller, narrowed: tuple[str, ...] | None
-) -> ToolBox | None:
+def _tools(gateway: Gateway, request: ChatRequest, caller: Caller, narrowed: tuple[str, ...] | None) -> ToolBox | None:
     """The agent's own tools for this request; none for what a front end asks for by itself."""
     box = gateway.tools.box(caller.door, narrowed, tool_names(request.parameters))
     # Functions of the old kind cannot stand beside tools in one request.

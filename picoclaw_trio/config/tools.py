@@ -125,6 +125,21 @@ class McpServerConfig:
     timeout: Seconds = 60.0
 
 
+def check_server(entry: Mapping[str, object]) -> None:
+    """An MCP server, as the file has it, says how it is to be reached.
+
+    Raises:
+        Wrong: it does not, or in two ways at once.
+    """
+    kind, command, url = entry.get("type"), entry.get("command"), entry.get("url")
+    if command and url:
+        raise wrong("has both a command and a url")
+    if not (command or url):
+        raise wrong("has neither a command nor a url")
+    if kind and bool(command) != (kind == "stdio"):
+        raise wrong(f"is of type {quoted(str(kind))}, which needs a {'command' if kind == 'stdio' else 'url'}")
+
+
 @attrs.frozen
 class McpConfig:
     """``tools.mcp``: servers of the Model Context Protocol. Off unless ``enabled``."""
