@@ -247,9 +247,10 @@ def _place(caller: Caller) -> str:
 
 def _tools(gateway: Gateway, request: ChatRequest, caller: Caller, narrowed: tuple[str, ...] | None) -> ToolBox | None:
     """The agent's own tools for this request; none for what a front end asks for by itself."""
-    box = gateway.tools.box(caller.door, narrowed, tool_names(request.parameters))
     # Functions of the old kind cannot stand beside tools in one request.
-    return None if box is None or "functions" in request.parameters or is_side_task(request.messages) else box
+    if not gateway.tools.offers(caller.door) or "functions" in request.parameters or is_side_task(request.messages):
+        return None
+    return gateway.tools.box(caller.door, narrowed, tool_names(request.parameters))
 
 
 async def run_turn(gateway: Gateway, plan: TurnPlan, emit: Emit) -> Reply:

@@ -34,6 +34,11 @@ class Tools:
     mcp: McpServers | None
     running: trio.CapacityLimiter
 
+    def offers(self, door: Door) -> bool:
+        """Whether anything at all is allowed at *door*."""
+        allow = self.config.tools.allow
+        return bool(allow.http if door == "http" else allow.terminal)
+
     def box(self, door: Door, narrowed: Collection[str] | None = None, taken: Collection[str] = ()) -> ToolBox | None:
         """The tools of one turn; None where it has none.
 
@@ -42,8 +47,6 @@ class Tools:
             taken: names of the client's tools.
         """
         settings = self.config.tools
-        if not (settings.allow.http if door == "http" else settings.allow.terminal):
-            return None
         tools = {
             tool.name: tool
             for tool in self._all()
