@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from ..messages import Message
-from ..shapes import Json
 from .values import calls_of, other_parts_of, text_of
 
 MESSAGE_BYTES = 12
 PART_TOKENS = 256
 NO_RESULT = "(no result: this call was not carried out)"
-# Fields that models' servers take in an assistant's message; some refuse any other, such as their own reasoning.
+# What models' servers take in an answer of an earlier turn. Some refuse any other field, such as their own reasoning,
+# which others want back as long as a turn runs.
 ANSWER_FIELDS = ("role", "content", "refusal", "name", "tool_calls")
 
 
@@ -60,13 +60,14 @@ def fit(messages: Sequence[Message], begin: int, window: int, spent: int = 0) ->
 def sendable(messages: Sequence[Message]) -> Iterator[Message]:
     """*messages* as a model's server takes them: every call followed by its results, and no field that it refuses."""
     unanswered: dict[str, None] = {}
-    for message in messages:
+    current = max(turn_starts(messages), default=0)
+    for index, message in enumerate(messages):
         if message.role == "tool":
             unanswered.pop(message.body.get("tool_call_id", ""), None)
         else:
             yield from map(_stand_in, unanswered)
             unanswered = {call["id"]: None for call in calls_of(message)}
-        yield _plain(message) if message.role == "assistant" else message
+        yield _plain(message, is_old=index < current) if message.role == "assistant" else message
     yield from map(_stand_in, unanswered)
 
 
@@ -75,7 +76,8 @@ def _stand_in(call_id: str) -> Message:
     return Message("tool", {"role": "tool", "tool_call_id": call_id, "content": NO_RESULT})
 
 
-def _plain(message: Message) -> Message:
-    body: dict[str, Json] = {name: message.body[name] for name in ANSWER_FIELDS if message.body.get(name) is not None}
-    body.setdefault("content", None)
-    return Message(message.role, body)
+def _plain(message: Message, *, is_old: bool) -> Message:
+    fields = {name: value for name, value in message.body.items() if value is not None}
+    if is_old:
+        fields = {name: value for name, value in fields.items() if name in ANSWER_FIELDS}
+    return Message(message.role, {"content": None, **fields})

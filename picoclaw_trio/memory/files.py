@@ -200,7 +200,10 @@ class Files:
     def _append(self, stem: str, data: bytes, end: int, ticket: Ticket) -> None:
         fd = open_file(self.path(stem), os.O_RDWR | os.O_APPEND)
         try:
-            if os.fstat(fd).st_size > end:
+            size = os.fstat(fd).st_size
+            if size < end:
+                raise StateError(f"{self.path(stem)} was changed by someone else while a turn was running")
+            if size > end:
                 self.disk.truncate(fd, end)  # a turn that was cut off
             self._fences[stem] = end
             try:

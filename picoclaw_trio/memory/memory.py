@@ -25,7 +25,7 @@ from .files import Files, SessionLock, Standing, file_stem
 from .leases import DISK_TIMEOUT, Leases, in_thread
 from .plan import Plan, make_plan
 from .shelf import Conversation, Shelf
-from .transcript import TurnLines
+from .transcript import Transcript, TurnLines
 from .values import Said
 
 MAX_THREADS = 8  # turns that read or write at the same moment
@@ -117,8 +117,11 @@ class Memory:
 
     async def show(self, session: str) -> tuple[Said, ...]:
         """What is stored of *session*; nothing, if it is not known."""
-        transcript, _ = await in_thread(partial(self._files.read, session, self._session_ttl), self._threads)
-        return tuple(transcript.entries)
+        return tuple((await self._read(session)).entries)
+
+    async def lines(self, session: str) -> tuple[bytes, ...]:
+        """The same as it stands on disk: a JSON object for each message."""
+        return tuple((await self._read(session)).lines)
 
     async def forget(self, session: str, *, wait: float = 5.0) -> bool:
         """Forget *session*, when its running turn has ended. False if there was nothing.
@@ -149,6 +152,10 @@ class Memory:
             return
         if ticket.give_up():
             raise StateError(f"the disk took longer than {DISK_TIMEOUT:g} s")
+
+    async def _read(self, session: str) -> Transcript:
+        transcript, _ = await in_thread(partial(self._files.read, session, self._session_ttl), self._threads)
+        return transcript
 
     def _plan(self, session: str, said: Sequence[Message], window: int) -> tuple[Plan, Standing]:
         transcript, standing = self._files.read(session, self._session_ttl)

@@ -53,12 +53,12 @@ PROMPTS: tuple[Prompt, ...] = (
     Prompt("Please generate a concise, 5-word-or-less title for the conversation"),
     # LobeChat, packages/prompts, chainSummaryTitle; the second one also in Cherry Studio, i18n prompts.title.
     Prompt("You are a professional conversation summarizer. Generate a concise title that captures", "system"),
-    Prompt("你是一名擅长会话的助理，你需要将用户的会话总结为 10 个字以内的标题", "system"),
+    Prompt("你是一名擅长会话的助理，你需要将用户的会话总结为 10 个字以内的标题", "system"),  # noqa: RUF001 - that comma is Chinese
     # NextChat, app/locales: Store.Prompt.Topic, then Summarize.
     Prompt("Please generate a four to five word title summarizing our conversation without any lead-in", "user"),
-    Prompt("使用四到五个字直接返回这句话的简要主题，不要解释、不要标点", "user"),
+    Prompt("使用四到五个字直接返回这句话的简要主题，不要解释、不要标点", "user"),  # noqa: RUF001 - that comma is Chinese
     Prompt("Summarize the discussion briefly in 200 words or less to use as a prompt for future context.", "system"),
-    Prompt("简要总结一下对话内容，用作后续的上下文提示 prompt，控制在 200 字以内", "system"),
+    Prompt("简要总结一下对话内容，用作后续的上下文提示 prompt，控制在 200 字以内", "system"),  # noqa: RUF001 - that comma is Chinese
     # Chatbox, src/renderer/packages/prompts.ts, nameConversation.
     Prompt("Based on the chat history, give this conversation a name."),
     # Zed, crates/agent, thread summary.
