@@ -71,7 +71,7 @@ async def _drive_steps(upstream: Upstream, plan: TurnPlan, tools: ToolBox, emit:
             raise
         action = turn.on_reply(reply)
         await steps.add_reply(reply)
-        if type(action) is Answer:
+        if isinstance(action, Answer):
             return steps.outcome()
         steps.add_results(await tools.run(action.calls, emit))
         turn.on_results()

@@ -21,7 +21,7 @@ from .auth import BearerTokens
 from .config import Config
 from .drive import Outcome, drive
 from .errors import GatewayError, RequestError, StateError
-from .memory import Memory, Recollection, is_side_task, open_memory
+from .memory import FOLDER_NAME, Memory, Recollection, is_side_task, open_memory
 from .plan import Caller, Past, TurnPlan, compose, is_steering, plan_with_tools, tool_names
 from .replies import Reply
 from .routing import Router
@@ -37,7 +37,6 @@ from .workspace import Workspace
 log = structlog.stdlib.get_logger("picoclaw_trio.pipeline")
 
 GLOBAL_SCOPE = "global"
-HISTORY_FOLDER = "openai_history"
 
 
 @attrs.frozen
@@ -71,7 +70,7 @@ class Gateway:
     def default_alias(self) -> str | None:
         """What answers where neither request nor session names a model: the agent's own file may have the last word."""
         own = self.workspace.identity().model
-        return own if own in self.router.aliases else self.config.default_alias
+        return own if own is not None and own in self.router.aliases else self.config.default_alias
 
     def with_config(self, config: Config) -> Gateway:
         """The same server under another configuration: state, connections and turns in flight stay."""
@@ -102,7 +101,7 @@ def open_stored_sessions(config: Config) -> AbstractAsyncContextManager[Sessions
 def open_stored_memory(config: Config) -> AbstractAsyncContextManager[Memory]:
     """The conversations that are kept, under the configuration's bounds."""
     api = config.gateway.openai_api
-    return open_memory(config.home / HISTORY_FOLDER, max_sessions=api.max_sessions, session_ttl=api.session_ttl)
+    return open_memory(config.home / FOLDER_NAME, max_sessions=api.max_sessions, session_ttl=api.session_ttl)
 
 
 @asynccontextmanager

@@ -20,7 +20,8 @@ import trio
 from .config import Config
 from .errors import GatewayError
 from .messages import Message
-from .pipeline import Caller, Gateway, answer, open_gateway
+from .pipeline import Gateway, answer, open_gateway
+from .plan import Caller
 from .replies import Progress, TextDelta
 from .wire import ChatRequest
 

@@ -98,10 +98,19 @@ async def test_nothing_is_left_by_a_turn_cancelled_at_any_checkpoint(
             await _check_clean(gateway, upstream)
         left = trio.lowlevel.current_statistics().tasks_living - tasks
         assert upstream.open_connections >= left, "only the upstream's own tasks for kept-alive connections are left"
+        turns = await gateway.memory.show(caller.session)
     assert step > 5, "a turn has more checkpoints than that"
-    assert ["openai_sessions.journal", "openai_sessions.json", "openai_sessions.lock"] == sorted(
-        path.name for path in (tmp_path / ".picoclaw").iterdir() if path.name != "config.json"
-    )
+    home = tmp_path / ".picoclaw"
+    left_over = {"openai_sessions.journal", "openai_sessions.json", "openai_sessions.lock", "openai_history"}
+    assert left_over == {path.name for path in home.iterdir()} - {"config.json", "workspace"}
+    assert {".jsonl", ".lock"} >= {path.suffix for path in (home / "openai_history").iterdir()}
+    written = {str(path.relative_to(home)) for path in (home / "workspace").rglob("*")}
+    assert ({"workspace/a", "workspace/a/b"} if "tools" in case else set()) == written
+    # Turns are kept whole or not at all.
+    roles = ["user", "assistant", *(["tool", "tool", "assistant"] if "tools" in case else [])]
+    kept = [said.message.role for said in turns]
+    assert roles * (len(kept) // len(roles)) == kept
+    assert (history == "session") == bool(kept)
 
 
 async def _check_clean(gateway: Gateway, upstream: ScriptedUpstream) -> None:

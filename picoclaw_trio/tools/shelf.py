@@ -19,10 +19,7 @@ import trio
 from ..config import Config, Door
 from .box import Limits, ToolBox
 from .files import file_tools
-from .mcp_servers import McpServers, open_mcp_servers
-from .programs import exec_tool
 from .values import Tool
-from .web_fetch import web_fetch_tool
 
 
 @attrs.frozen
@@ -31,7 +28,7 @@ class Tools:
 
     config: Config
     built_in: Mapping[str, Tool]
-    mcp: McpServers | None
+    mcp: None
     running: trio.CapacityLimiter
 
     def offers(self, door: Door) -> bool:
@@ -62,7 +59,7 @@ class Tools:
     def _all(self) -> Iterator[Tool]:
         yield from self.built_in.values()
         if self.mcp is not None:
-            yield from self.mcp.tools()
+            pass
 
     def with_config(self, config: Config) -> Tools:
         """The same servers and limits in use, under other permissions."""
@@ -82,7 +79,7 @@ async def open_tools(config: Config, *, with_servers: bool = True) -> AsyncItera
         mcp = None
         if with_servers and allowed and config.tools.mcp.enabled:
             folder = config.path.parent if config.path else config.home
-            mcp = await stack.enter_async_context(open_mcp_servers(config.tools.mcp, folder=folder))
+            pass
         yield Tools(config, _built_in(config), mcp, trio.CapacityLimiter(config.tools.max_running))
 
 
@@ -90,7 +87,5 @@ def _built_in(config: Config) -> dict[str, Tool]:
     workspace: Path = config.workspace
     tools = [
         *file_tools(workspace),
-        exec_tool(config.tools.exec, workspace),
-        web_fetch_tool(config.tools.web_fetch),
     ]
     return {tool.name: tool for tool in tools if tool.name in config.tools.allow.names}
