@@ -8,7 +8,8 @@ import structlog
 import trio
 
 from .errors import BusyError, GatewayError
-from .pipeline import Gateway, answer
+from .gateway import Gateway
+from .pipeline import answer
 from .plan import Caller
 from .replies import Progress, Reply
 from .upstream import Emit

@@ -16,7 +16,7 @@ import orjson
 
 from .config import Config
 from .memory import FOLDER_NAME, Conversation, Memory, Said, open_memory
-from .pipeline import open_stored_sessions
+from .gateway import open_stored_sessions
 from .state import SessionInfo, Sessions
 
 

@@ -19,8 +19,9 @@ import trio
 
 from .config import Config
 from .errors import GatewayError
+from .gateway import Gateway, open_gateway
 from .messages import Message
-from .pipeline import Gateway, answer, open_gateway
+from .pipeline import answer
 from .plan import Caller
 from .replies import Progress, TextDelta
 from .wire import ChatRequest

@@ -15,8 +15,9 @@ import trio
 from . import answers, metrics
 from .detached import answer_to_the_end
 from .errors import AuthError, RequestError
+from .gateway import Gateway
 from .http_messages import HttpAnswer, HttpRequest
-from .pipeline import Gateway, answer
+from .pipeline import answer
 from .replies import Reply
 from .streaming import model_headers, new_heading, stream_answer
 from .upstream import Emit, discard

@@ -25,8 +25,8 @@ from werkzeug.routing import MapAdapter
 from . import answers, cors, host, logs, metrics
 from .config import Config, load_config
 from .errors import ConfigError, GatewayError, InternalError, RequestError
+from .gateway import Gateway, open_gateway
 from .http_messages import Connection, HttpAnswer, HttpRequest
-from .pipeline import Gateway, open_gateway
 from .request_record import CLIENT_WENT_AWAY, RequestRecord
 from .views import add_routes
 

@@ -14,7 +14,8 @@ from harness import ask, entry, make_config, make_environment, write_config
 from streams import call, calls
 
 from picoclaw_trio.config import load_config
-from picoclaw_trio.pipeline import Gateway, answer, open_gateway
+from picoclaw_trio.gateway import Gateway, open_gateway
+from picoclaw_trio.pipeline import answer
 from picoclaw_trio.replies import Progress
 from picoclaw_trio.upstream import RetryPolicy
 from picoclaw_trio.wire import decode_chat_request
