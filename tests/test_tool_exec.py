@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import resource
@@ -302,9 +303,8 @@ async def test_signal_is_told_by_name(run: Runner) -> None:
 
 
 async def test_signals_have_their_defaults(run: Runner) -> None:
-    code = "print([line.split()[1] for line in open('/proc/self/status') if line.startswith(('SigIgn', 'SigBlk'))])"
     said = await run("cat", "/proc/self/status")
-    assert re.search(r"SigBlk:\s+0{16}\nSigIgn:\s+0{16}\n", said), code
+    assert re.search(r"SigBlk:\s+0{16}\nSigIgn:\s+0{16}\n", said)
 
 
 # Bounds
@@ -423,7 +423,10 @@ time.sleep(60)
 @pytest.mark.parametrize("code", BOMBS.values(), ids=list(BOMBS))
 async def test_program_that_multiplies_is_ended(make_runner: Callable[..., Runner], code: str) -> None:
     run = make_runner(max_processes=10)
-    assert "ended: there were more than 10 processes" == await run.python(code)
+    said = await run.python(code)
+    # Whoever is not root may meet the system's own limit before the processes are counted.
+    is_refused = os.getuid() != 0 and os.strerror(errno.EAGAIN) in said
+    assert is_refused or said == "ended: there were more than 10 processes"
     assert [] == run.living()
 
 

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +30,7 @@ KEEPER = (sys.executable, "-I", "-S", "-X", "utf8", str(Path(__file__).with_name
 MAX_READ_BYTES = 1024**3
 # A keeper has told how it went, or has ended everything, so many seconds after the time was over or it was told.
 KEEPER_TIMEOUT = 10.0
+STREAMS_TIMEOUT = 5.0
 
 log = logging.getLogger("picoclaw_trio.tools")
 
@@ -76,8 +77,8 @@ class Kept:
                         report += piece
                 except trio.BrokenResourceError:
                     log.debug("the keeper of %s has gone", order["program"])
-                # All that held the streams have ended, so their ends are there, unless another process was given one.
-                nursery.cancel_scope.deadline = trio.current_time() + 1
+                # All that held the streams have ended, so their ends are near, unless another process was given one.
+                nursery.cancel_scope.deadline = trio.current_time() + STREAMS_TIMEOUT
         return _understood(report, order)
 
     async def _read(self, stream: trio.abc.ReceiveStream, output: Output, control: trio.SocketStream) -> None:
@@ -86,7 +87,8 @@ class Kept:
             output.add(bytes(data))
             if self.read_bytes > MAX_READ_BYTES and not self.is_flooding:
                 self.is_flooding = True
-                await control.send_eof()
+                with suppress(trio.BrokenResourceError):  # the keeper has gone already
+                    await control.send_eof()
         output.add(b"", final=True)
 
 
