@@ -65,9 +65,10 @@ def file_stem(session: str) -> str:
 
 @attrs.frozen
 class Standing:
-    """Where the next turn is to be written: after *end* bytes, or, where *rewrite* says so, in a new file."""
+    """Where the next turn is to be written: after *end* bytes with checksum *sum*, or, if *rewrite*, in a new file."""
 
     end: int
+    sum: int
     rewrite: bool
 
 
@@ -123,11 +124,11 @@ class Files:
         with self.translated():
             data, is_expired = self._read(stem, session_ttl)
         if data is None or is_expired:
-            return Transcript(), Standing(0, rewrite=True)
+            return Transcript(), Standing(0, 0, rewrite=True)
         transcript = decode_transcript(data, session)
         is_wasteful = transcript.size - transcript.live_bytes() > transcript.live_bytes() + MIN_DEAD_BYTES
         rewrite = bool(transcript.complaint) or is_wasteful or transcript.live_bytes() > MAX_LIVE_BYTES
-        return transcript, Standing(transcript.end, rewrite)
+        return transcript, Standing(transcript.end, transcript.sum, rewrite)
 
     def record(
         self, session: str, turn: TurnLines, stored: int, standing: Standing, ticket: Ticket, ttl: float | None
@@ -142,11 +143,9 @@ class Files:
         with self.translated():
             is_new = standing.rewrite and not os.path.lexists(path)
             if standing.rewrite:
-                turn, stored, end = self._rewrite(session, turn, ttl)
-            else:
-                end = standing.end
+                turn, stored, standing = self._rewrite(session, turn, ttl)
             try:
-                self._append(stem, encode_turn(turn, stored), end, ticket)
+                self._append(stem, encode_turn(turn, stored, standing.sum), standing.end, ticket)
             except BaseException:
                 if is_new:
                     with suppress(OSError):
@@ -180,7 +179,7 @@ class Files:
         finally:
             os.close(fd)
 
-    def _rewrite(self, session: str, turn: TurnLines, ttl: float | None) -> tuple[TurnLines, int, int]:
+    def _rewrite(self, session: str, turn: TurnLines, ttl: float | None) -> tuple[TurnLines, int, Standing]:
         """Write the file anew with what stays of it; gives the turn as it is to be written then, and where."""
         stem = file_stem(session)
         transcript, _ = self.read(session, ttl)
@@ -195,7 +194,7 @@ class Files:
         begin = None if turn.begin is None else max(0, turn.begin - dropped)
         seen = turn.visible - (transcript.dropped - forgotten_before)
         turn = attrs.evolve(turn, keep=turn.keep - dropped, begin=begin, visible=seen)
-        return turn, len(transcript.entries), len(data)
+        return turn, len(transcript.entries), Standing(len(data), decode_transcript(data, session).sum, rewrite=False)
 
     def _append(self, stem: str, data: bytes, end: int, ticket: Ticket) -> None:
         fd = open_file(self.path(stem), os.O_RDWR | os.O_APPEND)
