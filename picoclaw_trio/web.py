@@ -24,7 +24,7 @@ from werkzeug.routing import MapAdapter
 
 from . import answers, cors, host, logs, metrics
 from .config import Config, load_config
-from .errors import ConfigError, GatewayError, InternalError, RequestError
+from .errors import BusyError, ConfigError, GatewayError, InternalError, RequestError
 from .http_messages import Connection, HttpAnswer, HttpRequest
 from .pipeline import Gateway, open_gateway
 from .request_record import CLIENT_WENT_AWAY, RequestRecord
@@ -60,6 +60,7 @@ class GatewayApp(QuartTrio):
         self._open_gateway = open_gateway
         self._load = load
         self._stop, self._stopped = trio.Event(), trio.Event()
+        self._views: dict[trio.CancelScope, HttpRequest] = {}  # those that run
         self.url_map.strict_slashes = False
         self.url_map.merge_slashes = False
         self._adapter: MapAdapter = self.url_map.bind("gateway")
@@ -101,6 +102,9 @@ class GatewayApp(QuartTrio):
         """Take no more requests, and end at *deadline* the turns that still run, with their client or without."""
         self.gateway.admission.drain(deadline)
         self.turns.cancel_scope.deadline = min(self.turns.cancel_scope.deadline, deadline)
+        for scope, request in self._views.items():
+            if request.session is None:  # its body has not arrived, and no turn would be begun for it any more
+                scope.cancel()
 
     async def _publish_load(self) -> None:
         """Whichever worker is asked for the numbers tells of all, so each writes its own down now and then."""
@@ -195,7 +199,13 @@ class GatewayApp(QuartTrio):
             raise _not_found(request.path) from exc
         self._check_enabled(request.path)
         view = cast(View, self.view_functions[endpoint])
-        return await view(request, **arguments)
+        with trio.CancelScope() as scope:
+            self._views[scope] = request
+            try:
+                return await view(request, **arguments)
+            finally:
+                del self._views[scope]
+        raise BusyError("The gateway is shutting down.", "shutting_down")
 
     def _check_enabled(self, path: str) -> None:
         if path.startswith(API_PREFIX) and not self.gateway.config.gateway.openai_api.enabled:
