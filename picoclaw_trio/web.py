@@ -50,6 +50,7 @@ class GatewayApp(QuartTrio):
     asgi_http_class = Connection
     gateway: Gateway
     turns: trio.Nursery
+    has_failed: bool = False  # it stopped because of a bug, and should be started again
 
     def __init__(self, open_gateway: OpenGateway, load: LoadConfig = load_config) -> None:
         """
@@ -75,7 +76,15 @@ class GatewayApp(QuartTrio):
 
     async def _run_gateway(self, task_status: trio.TaskStatus[None]) -> None:
         try:
-            async with self._open_gateway() as self.gateway, trio.open_nursery() as nursery:
+            async with self._open_gateway() as self.gateway:
+                await self._run_chores(task_status)
+        finally:
+            metrics.forget_this_process()
+            self._stopped.set()
+
+    async def _run_chores(self, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
                 host.mend(write_timeout=self.gateway.config.gateway.openai_api.write_timeout)
                 nursery.start_soon(self.gateway.upstream.run_chores)
                 nursery.start_soon(self._drain_with_host)
@@ -83,9 +92,12 @@ class GatewayApp(QuartTrio):
                 nursery.start_soon(self._publish_load)
                 await self._run_turns(task_status)
                 nursery.cancel_scope.cancel()
-        finally:
-            metrics.forget_this_process()
-            self._stopped.set()
+        except Exception:
+            # A bug. Hypercorn would serve on, with nobody left to sweep, to reload, or to end turns at a stop.
+            log.exception("a task of the server has failed, so it stops")
+            self.has_failed = True
+            self.cut_turns(trio.current_time() + self.gateway.config.gateway.grace)
+            host.stop_worker()
 
     async def _run_turns(self, task_status: trio.TaskStatus[None]) -> None:
         """The nursery of turns that go on without their client."""
