@@ -25,6 +25,7 @@ from .connections import (
     ConnectionLost,
     ConnectionPool,
     ExchangeError,
+    Headers,
     Response,
     TimedOut,
     Timeouts,
@@ -68,14 +69,14 @@ async def ask_http(pool: ConnectionPool, target: Target, request: UpstreamReques
 
 
 @lru_cache(maxsize=4096)
-def _prepare(target: Target) -> tuple[Url, list[tuple[bytes, bytes]]]:
+def _prepare(target: Target) -> tuple[Url, Headers]:
     """Address and headers, the same for each request."""
     headers = {"content-type": "application/json", "user-agent": USER_AGENT}
     if target.key is not None:
         headers["authorization"] = f"Bearer {target.key.reveal()}"
     headers.update(target.headers)
-    encoded = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
-    return parse_url(f"{target.base}/chat/completions"), encoded
+    encoded = ((name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items())
+    return parse_url(f"{target.base}/chat/completions"), tuple(encoded)
 
 
 async def _take_answer(response: Response, take: Take) -> None:

@@ -16,7 +16,8 @@ from __future__ import annotations
 import ssl
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import lru_cache
 
 import attrs
 import h11
@@ -43,6 +44,8 @@ class Timeouts:
 
 
 DEFAULT_TIMEOUTS = Timeouts()
+# Which bytes are the body is for us to say.
+FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
 @attrs.frozen
@@ -115,9 +118,9 @@ class ConnectionPool:
         Cancellation: the connection is closed at once, as it is when the answer is not read to its end.
         """
         lane = self._lane(url.address, proxy)
-        request = _request(url, lane.forwarder, headers, body)
-        connection, head = await self._exchange(lane, request, body, timeouts)
-        response = Response(head.status_code, head.headers, connection, timeouts.read, self._give_back)
+        head = b"%b%d\r\n\r\n" % (_head(url, lane.forwarder, tuple(headers)), len(body))
+        connection, answer = await self._exchange(lane, head, body, timeouts)
+        response = Response(answer.status_code, answer.headers, connection, timeouts.read, self._give_back)
         try:
             yield response
             response.settle()
@@ -155,22 +158,22 @@ class ConnectionPool:
         return lane
 
     async def _exchange(
-        self, lane: Lane, request: h11.Request, body: bytes, timeouts: Timeouts
+        self, lane: Lane, head: bytes, body: bytes, timeouts: Timeouts
     ) -> tuple[Connection, h11.Response]:
         connection = self._take(lane)
         if connection is not None:
             try:
-                return connection, await self._ask(connection, request, body, timeouts.answer)
+                return connection, await self._ask(connection, head, body, timeouts.answer)
             except ConnectionLost:
                 if not connection.is_stale():
                     raise
         connection = await self._open(lane, timeouts.connect)
-        return connection, await self._ask(connection, request, body, timeouts.answer)
+        return connection, await self._ask(connection, head, body, timeouts.answer)
 
-    async def _ask(self, connection: Connection, request: h11.Request, body: bytes, seconds: float) -> h11.Response:
+    async def _ask(self, connection: Connection, head: bytes, body: bytes, seconds: float) -> h11.Response:
         try:
             with trio.move_on_after(seconds):
-                return await connection.ask(request, body)
+                return await connection.ask(head, body)
             raise TimedOut(connection.peer, "answer", seconds)
         except BaseException:
             self._drop(connection)
@@ -253,14 +256,18 @@ async def open_pool(
         pool.close()
 
 
-def _request(url: Url, forwarder: Proxy | None, headers: Headers, body: bytes) -> h11.Request:
-    ours = [(b"host", url.authority), (b"accept-encoding", b"identity"), (b"content-length", b"%d" % len(body))]
+@lru_cache(maxsize=1024)
+def _head(url: Url, forwarder: Proxy | None, headers: Headers) -> bytes:
+    """The head of a request but for the number at its end, the length of the body: all that two of them differ in."""
     target = url.target
+    ours = [(b"host", url.authority), (b"accept-encoding", b"identity")]
     if forwarder is not None:
         target = b"http://" + url.authority + target
         ours += forwarder.authorization()
-    try:
-        return h11.Request(method=b"POST", target=target, headers=[*ours, *headers])
-    except h11.LocalProtocolError:
-        # h11's text would show the header, and with it perhaps a key.
-        raise ValueError("one of the headers cannot be sent: a character, or a name that we set ourselves") from None
+    if FRAMING.isdisjoint(name.lower() for name, _ in headers):
+        with suppress(h11.LocalProtocolError):  # its text would show the header, and with it perhaps a key
+            fields = [*ours, *headers, (b"content-length", b"0")]
+            request = h11.Request(method=b"POST", target=target, headers=fields)
+            written = h11.Connection(h11.CLIENT).send(request) or b""
+            return written.removesuffix(b"0\r\n\r\n")
+    raise ValueError("one of the headers cannot be sent: a character, or a name that we set ourselves")
