@@ -89,6 +89,7 @@ class Connection:
             ConnectionLost, ProtocolError: close the connection then.
         Cancellation: close the connection then.
         """
+        await trio.lowlevel.checkpoint_if_cancelled()  # to send a short question is no checkpoint
         self._http.send(ASKED)
         self._http.send(END)
         if len(body) <= MAX_SHORT_BODY:
@@ -163,7 +164,7 @@ class Connection:
     async def _send(self, *pieces: bytes | memoryview) -> None:
         try:
             for piece in pieces:
-                await self.wire.stream.send_all(piece)
+                await self.wire.send_all(piece)
         except trio.ClosedResourceError as exc:
             raise ConnectionLost(self.peer, self._answered) from exc
         except trio.BrokenResourceError:
