@@ -13,11 +13,11 @@ h11 over Trio's streams 203 / 146 and 208 / 127.
 
 from __future__ import annotations
 
+import math
 import ssl
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from functools import lru_cache
+from contextlib import asynccontextmanager
 
 import attrs
 import h11
@@ -26,6 +26,7 @@ import trio
 from .addresses import Address, Proxy, Url, environment_proxy, parse_proxy
 from .dialing import ConnectError, dial, trust_system
 from .exchange import Connection, ConnectionLost, Headers, Response, TimedOut
+from .heads import write_head
 
 
 @attrs.frozen
@@ -34,7 +35,8 @@ class Timeouts:
 
     Attributes:
         connect: name lookup, TCP, proxy and TLS together.
-        answer: from the first byte of the request sent to the answer's head received.
+        answer: from the first byte of the request sent to the answer's head received; inf where the caller has a limit
+            of his own, since a second one takes 1 % of a request's processor time.
         read: from one piece of the answer to the next.
     """
 
@@ -44,8 +46,6 @@ class Timeouts:
 
 
 DEFAULT_TIMEOUTS = Timeouts()
-# Which bytes are the body is for us to say.
-FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
 @attrs.frozen
@@ -118,7 +118,7 @@ class ConnectionPool:
         Cancellation: the connection is closed at once, as it is when the answer is not read to its end.
         """
         lane = self._lane(url.address, proxy)
-        head = b"%b%d\r\n\r\n" % (_head(url, lane.forwarder, tuple(headers)), len(body))
+        head = write_head(url, lane.forwarder, tuple(headers), len(body))
         connection, answer = await self._exchange(lane, head, body, timeouts)
         response = Response(answer.status_code, answer.headers, connection, timeouts.read, self._give_back)
         try:
@@ -172,6 +172,8 @@ class ConnectionPool:
 
     async def _ask(self, connection: Connection, head: bytes, body: bytes, seconds: float) -> h11.Response:
         try:
+            if seconds == math.inf:
+                return await connection.ask(head, body)
             with trio.move_on_after(seconds):
                 return await connection.ask(head, body)
             raise TimedOut(connection.peer, "answer", seconds)
@@ -254,20 +256,3 @@ async def open_pool(
         yield pool
     finally:
         pool.close()
-
-
-@lru_cache(maxsize=1024)
-def _head(url: Url, forwarder: Proxy | None, headers: Headers) -> bytes:
-    """The head of a request but for the number at its end, the length of the body: all that two of them differ in."""
-    target = url.target
-    ours = [(b"host", url.authority), (b"accept-encoding", b"identity")]
-    if forwarder is not None:
-        target = b"http://" + url.authority + target
-        ours += forwarder.authorization()
-    if FRAMING.isdisjoint(name.lower() for name, _ in headers):
-        with suppress(h11.LocalProtocolError):  # its text would show the header, and with it perhaps a key
-            fields = [*ours, *headers, (b"content-length", b"0")]
-            request = h11.Request(method=b"POST", target=target, headers=fields)
-            written = h11.Connection(h11.CLIENT).send(request) or b""
-            return written.removesuffix(b"0\r\n\r\n")
-    raise ValueError("one of the headers cannot be sent: a character, or a name that we set ourselves")
