@@ -94,7 +94,9 @@ async def test_the_agent_works_with_files_and_an_mcp_server_and_remembers(
     async with open_agent(tmp_path, upstream, ALL, MCP, history="session") as agent:
         (agent.workspace / "AGENT.md").write_text("You are Pico.")
         (agent.workspace / "letter.txt").write_text("Dear Ada")
-        await until(lambda: "mcp_notes_add" in {tool.name for tool in agent.here.gateway.tools.mcp.tools()})
+        mcp = agent.here.gateway.tools.mcp
+        assert mcp is not None
+        await until(lambda: "mcp_notes_add" in {tool.name for tool in mcp.tools()})
         agent.script(
             calls(call("1", "read_file", path="letter.txt"), call("2", "mcp_notes_add", text="Ada's"), text="I look."),
             calls(call("3", "write_file", path="reply.txt", content="Hello, Ada"), call("4", "mcp_notes_read")),
