@@ -192,6 +192,20 @@ async def test_answers_asked_for_again_and_again_do_not_fill_the_disk(tmp_path: 
         assert ["a", "A", "b", "59" * 4000] == texts_of(await memory.show(KEY))
 
 
+async def test_answer_that_could_not_be_replaced_is_still_there_after_the_file_was_written_anew(tmp_path: Path) -> None:
+    disk = RefusingDisk()
+    async with memory_in(tmp_path, disk=disk) as memory:
+        await take_turn(memory, "a", reply="A")
+        for _ in range(4):
+            await take_turn(memory, "a", "A", "b", reply="B" * 40_000)
+        size = len(contents(tmp_path))
+        disk.refused = {"sync_data"}
+        with pytest.raises(StateError):
+            await take_turn(memory, "a", "A", "b", reply="C")
+        assert size > len(contents(tmp_path))
+        assert ["a", "A", "b", "B" * 40_000] == texts_of(await memory.show(KEY)) == await shown(tmp_path)
+
+
 async def test_oldest_turns_of_a_huge_conversation_go(tmp_path: Path) -> None:
     words = [f"{number:02}" + "x" * 1_000_000 for number in range(40)]
     async with memory_in(tmp_path) as memory:
@@ -202,6 +216,9 @@ async def test_oldest_turns_of_a_huge_conversation_go(tmp_path: Path) -> None:
             assert files.MAX_LIVE_BYTES + 2_100_000 > len(contents(tmp_path))
         left = texts_of(await memory.show(KEY))
         [found] = await memory.sessions()
+
+        async with recalled(memory, *words[:35], window=10**9) as recollection:  # asked again in the middle
+            assert left[: left.index(words[34]) + 1] == texts_of(recollection.messages)
 
     assert words[-len(left) :] == left
     assert 10 <= len(left) < 20

@@ -180,13 +180,12 @@ class Files:
             os.close(fd)
 
     def _rewrite(self, session: str, turn: TurnLines, ttl: float | None) -> tuple[TurnLines, int, Standing]:
-        """Write the file anew with what stays of it; gives the turn as it is to be written then, and where."""
+        """Write the file anew, without what was replaced; gives the turn as it is to be written then, and where."""
         stem = file_stem(session)
         transcript, _ = self.read(session, ttl)
         complaint = transcript.complaint
-        transcript.keep(turn.keep)
         forgotten_before = transcript.dropped
-        dropped = _forget_oldest(transcript)
+        dropped = _forget_oldest(transcript, turn.keep)
         visible = sum(not said.internal for said in transcript.entries)
         data = encode_rewritten(session, transcript, visible)
         replace_file(self.disk, self.path(stem), self.path(stem, TEMPORARY_SUFFIX), data, complaint)
@@ -232,12 +231,15 @@ class Files:
             raise StateError(f"a message cannot be stored: {exc}") from exc
 
 
-def _forget_oldest(transcript: Transcript) -> int:
-    """Drop the oldest turns while there is too much; a quarter more, so that the next turn has room. How many went."""
+def _forget_oldest(transcript: Transcript, keep: int) -> int:
+    """Drop the oldest turns of the first *keep* messages while there is too much; gives how many messages went.
+
+    A quarter more goes than needed, so that the next turns have room.
+    """
     size = transcript.live_bytes()
     if size <= MAX_LIVE_BYTES:
         return 0
-    starts = [start for start in turn_starts([said.message for said in transcript.entries]) if start]
+    starts = [start for start in turn_starts([said.message for said in transcript.entries]) if 0 < start < keep]
     count = 0
     for start in starts:
         if size <= MAX_LIVE_BYTES * 3 // 4:
