@@ -8,9 +8,8 @@ Editing rule: nothing but this file, ``terminal`` and ``onboard`` prints.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .config import Config
-    from .state import Change, SessionInfo, Sessions
+    from .stored import Row, Stored
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -134,67 +133,72 @@ def status() -> None:
 
 @main.group()
 def sessions() -> None:
-    """Look at the stored model selections; a running server notices what is deleted."""
+    """Look at the stored model selections and conversations; a running server notices what is deleted."""
 
 
 @sessions.command("list")
 def list_sessions() -> None:
-    """List what is stored: key, model and when it was selected; the least recently used first."""
-    _with_sessions(lambda stored: "".join(_session_line(info) for info in stored.list()))
+    """List what is stored: key, model, when it changed, and how much was said; the least recently used first."""
+
+    async def show_all(stored: Stored) -> None:
+        for row in await stored.rows():
+            click.echo(row.line(), nl=False)
+
+    _with_stored(show_all)
 
 
 @sessions.command()
 @click.argument("key")
 def show(key: str) -> None:
     """Show what is stored under KEY, e.g. global, openai:default or openai:alice."""
-    _with_sessions(lambda stored: "".join(_session_line(info) for info in [_find_session(stored, key)]))
+
+    async def show_one(stored: Stored) -> None:
+        click.echo(await stored.describe(await _find(stored, key)), nl=False)
+
+    _with_stored(show_one)
 
 
 @sessions.command()
 @click.argument("key")
 def delete(key: str) -> None:
-    """Forget what is stored under KEY."""
+    """Forget what is stored under KEY, its conversation too."""
 
-    def forget(stored: Sessions) -> Change:
-        return stored.delete(_find_session(stored, key).key)
+    async def forget(stored: Stored) -> None:
+        await stored.forget((await _find(stored, key)).key)
 
-    _with_sessions(forget)
+    _with_stored(forget)
 
 
 @sessions.command()
 def export() -> None:
     """Print all that is stored as one JSON document."""
-    _with_sessions(lambda stored: stored.export().decode())
+
+    async def print_all(stored: Stored) -> None:
+        async for piece in stored.export():
+            click.echo(piece, nl=False)
+
+    _with_stored(print_all)
 
 
-def _with_sessions(work: Callable[[Sessions], str | Change]) -> None:
-    """Open the stored sessions, do *work* with them, and print what it says or wait until its change is on disk."""
+def _with_stored(work: Callable[[Stored], Awaitable[None]]) -> None:
+    """Do *work* with what is stored."""
     import trio
 
-    from .pipeline import open_stored_sessions
+    from .stored import open_stored
 
     async def run() -> None:
-        async with open_stored_sessions(_load()) as stored:
-            result = work(stored)
-            if isinstance(result, str):
-                click.echo(result, nl=not result.endswith("\n") and bool(result))
-            else:
-                await result.wait()
+        async with open_stored(_load()) as stored:
+            await work(stored)
 
     with _failures_told():
         trio.run(run)
 
 
-def _find_session(stored: Sessions, key: str) -> SessionInfo:
-    for info in stored.list():
-        if info.key == key:
-            return info
-    raise click.ClickException(f"Nothing is stored under {key!r}.")
-
-
-def _session_line(info: SessionInfo) -> str:
-    at = datetime.fromtimestamp(info.updated_at, UTC).isoformat(timespec="seconds")
-    return f"{info.key}\t{info.model}\t{at}\n"
+async def _find(stored: Stored, key: str) -> Row:
+    row = await stored.find(key)
+    if row is None:
+        raise click.ClickException(f"Nothing is stored under {key!r}.")
+    return row
 
 
 @main.group()

@@ -24,7 +24,7 @@ from hypercorn.trio.run import worker_serve
 from . import host, logs
 from .config import Config
 from .errors import GatewayError
-from .pipeline import open_gateway
+from .gateway import open_gateway
 from .supervisor import Supervisor
 from .web import GatewayApp
 

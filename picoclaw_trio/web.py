@@ -2,7 +2,7 @@
 
 Theory: Quart's URL map names the view; the view reads the request, walks ``pipeline`` and gives an ``HttpAnswer``.
 Whatever a view raises ends in ``answer_request``, the one place where an error becomes an answer. A request lives in
-the nursery that its connection opens for it and dies with its client.
+the cancel scope that its connection opens for it and dies with its client.
 Editing rule: a view decides nothing about models or sessions, and no other room knows HTTP status lines or headers.
 """
 
@@ -25,8 +25,8 @@ from werkzeug.routing import MapAdapter
 from . import answers, cors, host, logs, metrics
 from .config import Config, load_config
 from .errors import ConfigError, GatewayError, InternalError, RequestError
+from .gateway import Gateway, open_gateway
 from .http_messages import Connection, HttpAnswer, HttpRequest
-from .pipeline import Gateway, open_gateway
 from .request_record import CLIENT_WENT_AWAY, RequestRecord
 from .views import add_routes
 

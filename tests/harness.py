@@ -21,7 +21,7 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.trio.run import worker_serve
 
 from picoclaw_trio.config import load_config
-from picoclaw_trio.pipeline import Gateway, open_gateway
+from picoclaw_trio.gateway import Gateway, open_gateway
 from picoclaw_trio.server import hypercorn_config, listen
 from picoclaw_trio.web import GatewayApp
 
