@@ -215,7 +215,7 @@ async def _read_request(stream: trio.SocketStream, http: h11.Connection) -> Aske
             body += event.data
         elif isinstance(event, h11.EndOfMessage):
             assert head is not None
-            return Asked(head, orjson.loads(body))
+            return Asked(head, orjson.loads(body or b"{}"))
         else:
             return None
 
