@@ -2,7 +2,7 @@
 
 Theory: 0 is fine, 1 a failure that was told on standard error, 2 wrong usage. Standard output holds what was asked for
 and nothing else. Heavy rooms are imported by the command that needs them, so that ``picoclaw version`` is quick.
-Editing rule: nothing but this file and ``terminal`` prints.
+Editing rule: nothing but this file, ``terminal`` and ``onboard`` prints.
 """
 
 from __future__ import annotations
@@ -70,16 +70,27 @@ def _say_ready(first_token: str | None, config: Config, addresses: list[str]) ->
     for address in addresses:
         click.echo(f"Serving {address}", err=True)
     if first_token is not None:
-        click.echo(
-            "Try it:\n"
-            f"  curl {addresses[0]}/v1/chat/completions -H 'Authorization: Bearer {first_token}' \\\n"
-            """    -d '{"messages": [{"role": "user", "content": "Hello"}]}'""",
-            err=True,
-        )
+        from .onboard import curl_line
+
+        click.echo(f"Try it:\n{curl_line(addresses[0], first_token)}", err=True)
     elif not api.enabled:
         click.echo("The OpenAI API is off: set gateway.openai_api.enabled to true.", err=True)
     elif not api.bearer_tokens:
         click.echo("gateway.openai_api.bearer_tokens is empty, so every request gets 401.", err=True)
+
+
+@main.command()
+@click.option("-y", "--yes", is_flag=True, help="Ask nothing: take what is found.")
+def onboard(yes: bool) -> None:
+    """Make a configuration and a workspace for your agent, by asking.
+
+    Finds models of Ollama, LM Studio and vLLM on this machine, and vendors' keys in the environment. What is there
+    already is left as it is.
+    """
+    with _failures_told():
+        from .onboard import set_up
+
+        set_up(os.environ, ask=not yes)
 
 
 @main.command()
