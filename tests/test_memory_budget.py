@@ -110,6 +110,6 @@ def test_answers_go_to_the_model_without_what_it_did_not_ask_for() -> None:
     sent = [message.body for message in sendable(row)]
 
     assert {"role": "assistant", "content": "A"} == sent[1]
-    assert {key: value for key, value in calling.items() if key != "refusal"} == sent[3]
+    assert {key: value for key, value in calling.items() if value is not None} == sent[3]
     assert [row[0].body, row[2].body, RESULT.body] == [sent[0], sent[2], sent[4]]
     assert answer("A").body == sent[1]

@@ -31,11 +31,12 @@ class Said:
 
 
 def text_of(message: Message) -> str:
-    """All text of *message*, whether it came as a string or in parts; a refusal where there is nothing else."""
+    """All text of *message*, whether it came as a string or in parts; what it refuses after what it says."""
     content = message.body.get("content")
     if isinstance(content, list):
         content = "".join(part["text"] for part in content if is_text(part))
-    return content or message.body.get("refusal") or ""
+    refusal = message.body.get("refusal")
+    return f"{content}\n{refusal}" if content and refusal else content or refusal or ""
 
 
 def calls_of(message: Message) -> tuple[Mapping[str, Json], ...]:
