@@ -40,7 +40,12 @@ MENDS = (
         "host_h11.H11",
         "handle stream_send _handle_events _send_h11_event _send_error_response _maybe_recycle _close_stream",
     ),
-    ("hypercorn.protocol", "H2Protocol", "host_h2.H2", "handle _handle_events _flush"),
+    (
+        "hypercorn.protocol",
+        "H2Protocol",
+        "host_h2.H2",
+        "handle stream_send _handle_events _create_stream _send_data _flush",
+    ),
     ("hypercorn.protocol.h2", "StreamBuffer", "host_h2.Buffer", "push pop close"),
     ("hypercorn.protocol.h2", "HTTPStream", "host_requests.Stream", "handle app_send _send_error_response"),
 )

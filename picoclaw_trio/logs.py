@@ -22,6 +22,15 @@ LEVELS = {
     "fatal": logging.CRITICAL,
 }
 
+# Libraries that say, at these levels and below, what a client's or a server's secrets are, or what a server wants
+# them to say, as often as it likes. What matters of it is said again by the room that uses them.
+QUIET = {
+    "mcp": logging.CRITICAL,
+    "client": logging.CRITICAL,  # the mcp package's session calls itself so
+    "httpx2": logging.WARNING,
+    "httpcore2": logging.WARNING,
+}
+
 
 def configure(level: str, format: str) -> None:
     """Send this process's log to standard error.
@@ -52,6 +61,8 @@ def configure(level: str, format: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(number)
+    for name, least in QUIET.items():
+        logging.getLogger(name).setLevel(max(number, least))
 
 
 def _last_steps(format: str) -> list[Any]:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from .config import Config
 
 TIMEOUT = 2.0
-SAMPLE = re.compile(r'^(picoclaw_\w+)(?:{status="(\d+)"})? ([0-9.e+]+)$', re.MULTILINE)
+ANSWERS = re.compile(r'^picoclaw_requests_total{status="(\d+)"} ([0-9.e+]+)$', re.MULTILINE)
+LOAD = re.compile(r"^picoclaw_(turns_running|requests_waiting) ([0-9.e+]+)$", re.MULTILINE)
 
 
 def describe(config: Config) -> Iterator[str]:
@@ -50,8 +51,7 @@ def _get(host: str, port: int, path: str, token: str) -> tuple[int, str]:
 
 
 def _describe_numbers(text: str) -> Iterator[str]:
-    counts = {status or name: int(float(value)) for name, status, value in SAMPLE.findall(text)}
-    answers = ", ".join(f"{count} x {status}" for status, count in sorted(counts.items()) if status.isdigit())
-    running, waiting = (counts.get(f"picoclaw_{name}", 0) for name in ("turns_running", "requests_waiting"))
+    answers = ", ".join(f"{float(count):.0f} x {status}" for status, count in sorted(ANSWERS.findall(text)))
+    load = {name: float(count) for name, count in LOAD.findall(text)}
     yield f"answers:       {answers or 'none yet'}"
-    yield f"turns:         {running} running, {waiting} waiting"
+    yield f"turns:         {load.get('turns_running', 0):.0f} running, {load.get('requests_waiting', 0):.0f} waiting"

@@ -15,8 +15,8 @@ import attrs
 import orjson
 
 from .config import Config
-from .memory import FOLDER_NAME, Conversation, Memory, Said, open_memory
 from .gateway import open_stored_sessions
+from .memory import FOLDER_NAME, Conversation, Memory, Said, open_memory
 from .state import SessionInfo, Sessions
 
 

@@ -24,7 +24,7 @@ from werkzeug.routing import MapAdapter
 
 from . import answers, cors, host, logs, metrics
 from .config import Config, load_config
-from .errors import ConfigError, GatewayError, InternalError, RequestError
+from .errors import BusyError, ConfigError, GatewayError, InternalError, RequestError
 from .gateway import Gateway, open_gateway
 from .http_messages import Connection, HttpAnswer, HttpRequest
 from .request_record import CLIENT_WENT_AWAY, RequestRecord
@@ -50,6 +50,7 @@ class GatewayApp(QuartTrio):
     asgi_http_class = Connection
     gateway: Gateway
     turns: trio.Nursery
+    has_failed: bool = False  # it stopped because of a bug, and should be started again
 
     def __init__(self, open_gateway: OpenGateway, load: LoadConfig = load_config) -> None:
         """
@@ -60,6 +61,7 @@ class GatewayApp(QuartTrio):
         self._open_gateway = open_gateway
         self._load = load
         self._stop, self._stopped = trio.Event(), trio.Event()
+        self._views: dict[trio.CancelScope, HttpRequest] = {}  # those that run
         self.url_map.strict_slashes = False
         self.url_map.merge_slashes = False
         self._adapter: MapAdapter = self.url_map.bind("gateway")
@@ -74,7 +76,15 @@ class GatewayApp(QuartTrio):
 
     async def _run_gateway(self, task_status: trio.TaskStatus[None]) -> None:
         try:
-            async with self._open_gateway() as self.gateway, trio.open_nursery() as nursery:
+            async with self._open_gateway() as self.gateway:
+                await self._run_chores(task_status)
+        finally:
+            metrics.forget_this_process()
+            self._stopped.set()
+
+    async def _run_chores(self, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
                 host.mend(write_timeout=self.gateway.config.gateway.openai_api.write_timeout)
                 nursery.start_soon(self.gateway.upstream.run_chores)
                 nursery.start_soon(self._drain_with_host)
@@ -82,9 +92,12 @@ class GatewayApp(QuartTrio):
                 nursery.start_soon(self._publish_load)
                 await self._run_turns(task_status)
                 nursery.cancel_scope.cancel()
-        finally:
-            metrics.forget_this_process()
-            self._stopped.set()
+        except Exception:
+            # A bug. Hypercorn would serve on, with nobody left to sweep, to reload, or to end turns at a stop.
+            log.exception("a task of the server has failed, so it stops")
+            self.has_failed = True
+            self.cut_turns(trio.current_time() + self.gateway.config.gateway.grace)
+            host.stop_worker()
 
     async def _run_turns(self, task_status: trio.TaskStatus[None]) -> None:
         """The nursery of turns that go on without their client."""
@@ -101,6 +114,9 @@ class GatewayApp(QuartTrio):
         """Take no more requests, and end at *deadline* the turns that still run, with their client or without."""
         self.gateway.admission.drain(deadline)
         self.turns.cancel_scope.deadline = min(self.turns.cancel_scope.deadline, deadline)
+        for scope, request in self._views.items():
+            if request.session is None:  # its body has not arrived, and no turn would be begun for it any more
+                scope.cancel()
 
     async def _publish_load(self) -> None:
         """Whichever worker is asked for the numbers tells of all, so each writes its own down now and then."""
@@ -195,7 +211,13 @@ class GatewayApp(QuartTrio):
             raise _not_found(request.path) from exc
         self._check_enabled(request.path)
         view = cast(View, self.view_functions[endpoint])
-        return await view(request, **arguments)
+        with trio.CancelScope() as scope:
+            self._views[scope] = request
+            try:
+                return await view(request, **arguments)
+            finally:
+                del self._views[scope]
+        raise BusyError("The gateway is shutting down.", "shutting_down")
 
     def _check_enabled(self, path: str) -> None:
         if path.startswith(API_PREFIX) and not self.gateway.config.gateway.openai_api.enabled:

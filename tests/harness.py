@@ -104,11 +104,20 @@ async def open_server(
     home: Path, config: Mapping[str, Any] | None, kind: Kind = "gateway", *arguments: str, **environment: str
 ) -> AsyncIterator[Server]:
     """Start the server, wait until it serves; end it if the test has not."""
+    async with open_process(home, config, command(kind, *arguments), **environment) as server:
+        yield server
+
+
+@asynccontextmanager
+async def open_process(
+    home: Path, config: Mapping[str, Any] | None, words: list[str], **environment: str
+) -> AsyncIterator[Server]:
+    """The same for any command that says where it serves."""
     if config is not None:
         write_config(home, config)
     async with trio.open_nursery() as nursery:
         process = await trio.lowlevel.open_process(
-            command(kind, *arguments),
+            words,
             env={**make_environment(home), **environment},
             cwd=home,
             stdin=subprocess.DEVNULL,

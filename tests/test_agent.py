@@ -94,7 +94,9 @@ async def test_the_agent_works_with_files_and_an_mcp_server_and_remembers(
     async with open_agent(tmp_path, upstream, ALL, MCP, history="session") as agent:
         (agent.workspace / "AGENT.md").write_text("You are Pico.")
         (agent.workspace / "letter.txt").write_text("Dear Ada")
-        await until(lambda: "mcp_notes_add" in {tool.name for tool in agent.here.gateway.tools.mcp.tools()})
+        mcp = agent.here.gateway.tools.mcp
+        assert mcp is not None
+        await until(lambda: "mcp_notes_add" in {tool.name for tool in mcp.tools()})
         agent.script(
             calls(call("1", "read_file", path="letter.txt"), call("2", "mcp_notes_add", text="Ada's"), text="I look."),
             calls(call("3", "write_file", path="reply.txt", content="Hello, Ada"), call("4", "mcp_notes_read")),
@@ -429,6 +431,24 @@ async def test_a_client_that_left_is_not_remembered(tmp_path: Path, upstream: Sc
             nursery.cancel_scope.cancel()
         await agent.ask("Two.")
         assert ["Two."] == [one["content"] for one in agent.sent()]
+
+
+async def test_a_turn_that_goes_on_without_its_client_is_remembered(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    async with open_agent(tmp_path, upstream, history="session", on_disconnect="finish") as agent:
+        go_on = trio.Event()
+
+        async def waits(exchange: Any) -> None:
+            await go_on.wait()
+            await says("Still here.")(exchange)
+
+        agent.script(waits, says("Hello!"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(agent.ask, "One.")
+            await upstream.wait_asked(1)
+            nursery.cancel_scope.cancel()
+        go_on.set()
+        await agent.ask("Two.")
+        assert ["One.", "Still here.", "Two."] == [one["content"] for one in agent.sent()]
 
 
 async def test_workers_share_the_conversation(tmp_path: Path, upstream: ScriptedUpstream) -> None:

@@ -172,7 +172,9 @@ async def test_status_tells_whether_the_server_answers(tmp_path: Path) -> None:
     assert [0, 0, 0] == [ran.status for ran in (before, during, stopping)]
     assert f"nothing answers at 127.0.0.1 port {port}" in before.out
     assert f"ready at 127.0.0.1 port {port}" in during.out
-    assert re.search(r"^answers: .*\b[1-9]\d* x 200", during.out, re.MULTILINE)
+    # The numbers are those of this process, in which other tests have run.
+    answers = int(re.findall(r"^answers: .*?(\d+) x 200", during.out, re.MULTILINE)[0])
+    assert 1 <= answers < 1_000_000
     assert "0 running, 0 waiting" in during.out
     assert "not ready (status 503)" in stopping.out
     for line in ("on, 1 bearer tokens", "session", "echo", str(tmp_path)):
@@ -577,12 +579,9 @@ async def test_grace_period_ends_what_runs(kind: Kind, tmp_path: Path, upstream:
 
 
 async def be_cut_off(server: Server) -> None:
-    """Whoever is cut off gets no answer, or one that says why."""
+    """Whoever is cut off gets an answer that says why."""
     async with open_client(server.url) as client:
-        try:
-            answer = await client.post(PATH, json=ask())
-        except httpx2.TransportError:
-            return
+        answer = await client.post(PATH, json=ask())
     check_error(answer, 503, "shutting_down", type="server_error", retry_after="1")
 
 

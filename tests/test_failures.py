@@ -388,6 +388,14 @@ async def test_fallback_answers_for_one_that_hangs(tmp_path: Path, upstream: Scr
     assert (200, "two") == (answer.status_code, answer.json()["model"])
 
 
+async def test_stream_that_does_not_begin_is_a_gateway_timeout(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    upstream.scripts = [hangs]
+    config = make_config(entry("one", upstream.url, request_timeout=0.2), streaming=True)
+    async with serving(tmp_path, config) as (_, client):
+        answer = await client.post(PATH, json=ask(stream=True))
+    check_error(answer, 504, "upstream_timeout", type="server_error", x_should_retry="false")
+
+
 async def test_stream_may_take_longer_than_an_attempt_as_long_as_it_goes_on(
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:

@@ -65,9 +65,10 @@ def file_stem(session: str) -> str:
 
 @attrs.frozen
 class Standing:
-    """Where the next turn is to be written: after *end* bytes, or, where *rewrite* says so, in a new file."""
+    """Where the next turn is to be written: after *end* bytes with checksum *sum*, or, if *rewrite*, in a new file."""
 
     end: int
+    sum: int
     rewrite: bool
 
 
@@ -123,11 +124,11 @@ class Files:
         with self.translated():
             data, is_expired = self._read(stem, session_ttl)
         if data is None or is_expired:
-            return Transcript(), Standing(0, rewrite=True)
+            return Transcript(), Standing(0, 0, rewrite=True)
         transcript = decode_transcript(data, session)
         is_wasteful = transcript.size - transcript.live_bytes() > transcript.live_bytes() + MIN_DEAD_BYTES
         rewrite = bool(transcript.complaint) or is_wasteful or transcript.live_bytes() > MAX_LIVE_BYTES
-        return transcript, Standing(transcript.end, rewrite)
+        return transcript, Standing(transcript.end, transcript.sum, rewrite)
 
     def record(
         self, session: str, turn: TurnLines, stored: int, standing: Standing, ticket: Ticket, ttl: float | None
@@ -142,11 +143,9 @@ class Files:
         with self.translated():
             is_new = standing.rewrite and not os.path.lexists(path)
             if standing.rewrite:
-                turn, stored, end = self._rewrite(session, turn, ttl)
-            else:
-                end = standing.end
+                turn, stored, standing = self._rewrite(session, turn, ttl)
             try:
-                self._append(stem, encode_turn(turn, stored), end, ticket)
+                self._append(stem, encode_turn(turn, stored, standing.sum), standing.end, ticket)
             except BaseException:
                 if is_new:
                     with suppress(OSError):
@@ -180,14 +179,13 @@ class Files:
         finally:
             os.close(fd)
 
-    def _rewrite(self, session: str, turn: TurnLines, ttl: float | None) -> tuple[TurnLines, int, int]:
-        """Write the file anew with what stays of it; gives the turn as it is to be written then, and where."""
+    def _rewrite(self, session: str, turn: TurnLines, ttl: float | None) -> tuple[TurnLines, int, Standing]:
+        """Write the file anew, without what was replaced; gives the turn as it is to be written then, and where."""
         stem = file_stem(session)
         transcript, _ = self.read(session, ttl)
         complaint = transcript.complaint
-        transcript.keep(turn.keep)
         forgotten_before = transcript.dropped
-        dropped = _forget_oldest(transcript)
+        dropped = _forget_oldest(transcript, turn.keep)
         visible = sum(not said.internal for said in transcript.entries)
         data = encode_rewritten(session, transcript, visible)
         replace_file(self.disk, self.path(stem), self.path(stem, TEMPORARY_SUFFIX), data, complaint)
@@ -195,7 +193,7 @@ class Files:
         begin = None if turn.begin is None else max(0, turn.begin - dropped)
         seen = turn.visible - (transcript.dropped - forgotten_before)
         turn = attrs.evolve(turn, keep=turn.keep - dropped, begin=begin, visible=seen)
-        return turn, len(transcript.entries), len(data)
+        return turn, len(transcript.entries), Standing(len(data), decode_transcript(data, session).sum, rewrite=False)
 
     def _append(self, stem: str, data: bytes, end: int, ticket: Ticket) -> None:
         fd = open_file(self.path(stem), os.O_RDWR | os.O_APPEND)
@@ -233,12 +231,15 @@ class Files:
             raise StateError(f"a message cannot be stored: {exc}") from exc
 
 
-def _forget_oldest(transcript: Transcript) -> int:
-    """Drop the oldest turns while there is too much; a quarter more, so that the next turn has room. How many went."""
+def _forget_oldest(transcript: Transcript, keep: int) -> int:
+    """Drop the oldest turns of the first *keep* messages while there is too much; gives how many messages went.
+
+    A quarter more goes than needed, so that the next turns have room.
+    """
     size = transcript.live_bytes()
     if size <= MAX_LIVE_BYTES:
         return 0
-    starts = [start for start in turn_starts([said.message for said in transcript.entries]) if start]
+    starts = [start for start in turn_starts([said.message for said in transcript.entries]) if 0 < start < keep]
     count = 0
     for start in starts:
         if size <= MAX_LIVE_BYTES * 3 // 4:

@@ -8,6 +8,7 @@ Editing rule: no thread waits here, and no lock is taken that is not given back 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -41,6 +42,7 @@ class Leases:
     def __init__(self, files: Files, threads: trio.CapacityLimiter) -> None:
         self._files = files
         self._threads = threads
+        self._leaving = trio.CapacityLimiter(math.inf)  # one who leaves never waits for those who come
         self._lines: dict[str, Line] = {}
 
     @asynccontextmanager
@@ -89,7 +91,7 @@ class Leases:
 
     async def _release(self, lock: SessionLock) -> None:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + DISK_TIMEOUT):
-            await trio.to_thread.run_sync(lock.release, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(lock.release, abandon_on_cancel=True, limiter=self._leaving)
 
 
 async def _take_place(line: Line, deadline: float) -> None:

@@ -19,6 +19,8 @@ import trio
 from ..config import Config, Door
 from .box import Limits, ToolBox
 from .files import file_tools
+from .mcp_servers import McpServers, open_mcp_servers
+from .programs import exec_tool
 from .values import Tool
 
 
@@ -28,7 +30,7 @@ class Tools:
 
     config: Config
     built_in: Mapping[str, Tool]
-    mcp: None
+    mcp: McpServers | None
     running: trio.CapacityLimiter
 
     def offers(self, door: Door) -> bool:
@@ -59,7 +61,7 @@ class Tools:
     def _all(self) -> Iterator[Tool]:
         yield from self.built_in.values()
         if self.mcp is not None:
-            pass
+            yield from self.mcp.tools()
 
     def with_config(self, config: Config) -> Tools:
         """The same servers and limits in use, under other permissions."""
@@ -79,7 +81,7 @@ async def open_tools(config: Config, *, with_servers: bool = True) -> AsyncItera
         mcp = None
         if with_servers and allowed and config.tools.mcp.enabled:
             folder = config.path.parent if config.path else config.home
-            pass
+            mcp = await stack.enter_async_context(open_mcp_servers(config.tools.mcp, folder=folder))
         yield Tools(config, _built_in(config), mcp, trio.CapacityLimiter(config.tools.max_running))
 
 
@@ -87,5 +89,6 @@ def _built_in(config: Config) -> dict[str, Tool]:
     workspace: Path = config.workspace
     tools = [
         *file_tools(workspace),
+        exec_tool(config.tools.exec, workspace),
     ]
     return {tool.name: tool for tool in tools if tool.name in config.tools.allow.names}
