@@ -24,7 +24,7 @@ from werkzeug.routing import MapAdapter
 
 from . import answers, cors, host, logs, metrics
 from .config import Config, load_config
-from .errors import BusyError, ConfigError, GatewayError, InternalError, RequestError
+from .errors import BusyError, ConfigError, GatewayError, InternalError, RequestError, StateError
 from .gateway import Gateway, open_gateway
 from .http_messages import Connection, HttpAnswer, HttpRequest
 from .request_record import CLIENT_WENT_AWAY, RequestRecord
@@ -258,9 +258,23 @@ async def _open_configured() -> AsyncIterator[Gateway]:
             "gateway.openai_api.bearer_tokens, and start again",
             config=str(config.path or config.home / "config.json"),
         )
-    async with open_gateway(config) as gateway:
+    async with _open_told(config) as gateway:
         host.calm_collector()
         yield gateway
+
+
+@asynccontextmanager
+async def _open_told(config: Config) -> AsyncIterator[Gateway]:
+    """The gateway; why it cannot be opened is told in the log, where Hypercorn's traceback has no reason."""
+    is_open = False
+    try:
+        async with open_gateway(config) as gateway:
+            is_open = True
+            yield gateway
+    except StateError as exc:
+        if not is_open:
+            log.error("the stored state cannot be used", reason=exc.reason)
+        raise
 
 
 def _preflight(request: HttpRequest) -> HttpAnswer:
