@@ -2,15 +2,14 @@
 
 Theory: 0 is fine, 1 a failure that was told on standard error, 2 wrong usage. Standard output holds what was asked for
 and nothing else. Heavy rooms are imported by the command that needs them, so that ``picoclaw version`` is quick.
-Editing rule: nothing but this file and ``terminal`` prints.
+Editing rule: nothing but this file, ``terminal`` and ``onboard`` prints.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .config import Config
-    from .state import Change, SessionInfo, Sessions
+    from .stored import Row, Stored
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -71,16 +70,27 @@ def _say_ready(first_token: str | None, config: Config, addresses: list[str]) ->
     for address in addresses:
         click.echo(f"Serving {address}", err=True)
     if first_token is not None:
-        click.echo(
-            "Try it:\n"
-            f"  curl {addresses[0]}/v1/chat/completions -H 'Authorization: Bearer {first_token}' \\\n"
-            """    -d '{"messages": [{"role": "user", "content": "Hello"}]}'""",
-            err=True,
-        )
+        from .onboard import curl_line
+
+        click.echo(f"Try it:\n{curl_line(addresses[0], first_token)}", err=True)
     elif not api.enabled:
         click.echo("The OpenAI API is off: set gateway.openai_api.enabled to true.", err=True)
     elif not api.bearer_tokens:
         click.echo("gateway.openai_api.bearer_tokens is empty, so every request gets 401.", err=True)
+
+
+@main.command()
+@click.option("-y", "--yes", is_flag=True, help="Ask nothing: take what is found.")
+def onboard(yes: bool) -> None:
+    """Make a configuration and a workspace for your agent, by asking.
+
+    Finds models of Ollama, LM Studio and vLLM on this machine, and vendors' keys in the environment. What is there
+    already is left as it is.
+    """
+    with _failures_told():
+        from .onboard import set_up
+
+        set_up(os.environ, ask=not yes)
 
 
 @main.command()
@@ -105,8 +115,12 @@ def models() -> None:
     """List the configured models; * marks the one that answers where none is named."""
     with _failures_told():
         config = _load()
+        from .gateway import default_alias
+        from .workspace import Workspace
+
+        default = default_alias(config, Workspace(config.workspace))
         for entry in config.model_list:
-            mark = "*" if entry.model_name == config.default_alias else " "
+            mark = "*" if entry.model_name == default else " "
             click.echo(f"{mark} {entry.model_name}\t{entry.vendor}/{entry.model}\t{entry.api_base or 'in process'}")
 
 
@@ -123,67 +137,72 @@ def status() -> None:
 
 @main.group()
 def sessions() -> None:
-    """Look at the stored model selections; a running server notices what is deleted."""
+    """Look at the stored model selections and conversations; a running server notices what is deleted."""
 
 
 @sessions.command("list")
 def list_sessions() -> None:
-    """List what is stored: key, model and when it was selected; the least recently used first."""
-    _with_sessions(lambda stored: "".join(_session_line(info) for info in stored.list()))
+    """List what is stored: key, model, when it changed, and how much was said; the least recently used first."""
+
+    async def show_all(stored: Stored) -> None:
+        for row in await stored.rows():
+            click.echo(row.line(), nl=False)
+
+    _with_stored(show_all)
 
 
 @sessions.command()
 @click.argument("key")
 def show(key: str) -> None:
     """Show what is stored under KEY, e.g. global, openai:default or openai:alice."""
-    _with_sessions(lambda stored: "".join(_session_line(info) for info in [_find_session(stored, key)]))
+
+    async def show_one(stored: Stored) -> None:
+        click.echo(await stored.describe(await _find(stored, key)), nl=False)
+
+    _with_stored(show_one)
 
 
 @sessions.command()
 @click.argument("key")
 def delete(key: str) -> None:
-    """Forget what is stored under KEY."""
+    """Forget what is stored under KEY, its conversation too."""
 
-    def forget(stored: Sessions) -> Change:
-        return stored.delete(_find_session(stored, key).key)
+    async def forget(stored: Stored) -> None:
+        await stored.forget((await _find(stored, key)).key)
 
-    _with_sessions(forget)
+    _with_stored(forget)
 
 
 @sessions.command()
 def export() -> None:
     """Print all that is stored as one JSON document."""
-    _with_sessions(lambda stored: stored.export().decode())
+
+    async def print_all(stored: Stored) -> None:
+        async for piece in stored.export():
+            click.echo(piece, nl=False)
+
+    _with_stored(print_all)
 
 
-def _with_sessions(work: Callable[[Sessions], str | Change]) -> None:
-    """Open the stored sessions, do *work* with them, and print what it says or wait until its change is on disk."""
+def _with_stored(work: Callable[[Stored], Awaitable[None]]) -> None:
+    """Do *work* with what is stored."""
     import trio
 
-    from .pipeline import open_stored_sessions
+    from .stored import open_stored
 
     async def run() -> None:
-        async with open_stored_sessions(_load()) as stored:
-            result = work(stored)
-            if isinstance(result, str):
-                click.echo(result, nl=not result.endswith("\n") and bool(result))
-            else:
-                await result.wait()
+        async with open_stored(_load()) as stored:
+            await work(stored)
 
     with _failures_told():
         trio.run(run)
 
 
-def _find_session(stored: Sessions, key: str) -> SessionInfo:
-    for info in stored.list():
-        if info.key == key:
-            return info
-    raise click.ClickException(f"Nothing is stored under {key!r}.")
-
-
-def _session_line(info: SessionInfo) -> str:
-    at = datetime.fromtimestamp(info.updated_at, UTC).isoformat(timespec="seconds")
-    return f"{info.key}\t{info.model}\t{at}\n"
+async def _find(stored: Stored, key: str) -> Row:
+    row = await stored.find(key)
+    if row is None:
+        raise click.ClickException(f"Nothing is stored under {key!r}.")
+    return row
 
 
 @main.group()

@@ -8,7 +8,9 @@ import structlog
 import trio
 
 from .errors import BusyError, GatewayError
-from .pipeline import Caller, Gateway, open_turn, run_turn
+from .gateway import Gateway
+from .pipeline import answer
+from .plan import Caller
 from .replies import Progress, Reply
 from .upstream import Emit
 from .wire import ChatRequest
@@ -37,17 +39,24 @@ async def answer_to_the_end(
             await send.send(events)
 
     async def run(task_status: trio.TaskStatus[None]) -> None:
+        has_begun = trio.Event()
+
+        def note_begun() -> None:
+            has_begun.set()
+            task_status.started()
+
         with send:
-            async with open_turn(gateway, request, caller, keep_text=keep_text) as plan:
-                task_status.started()
-                try:
-                    outcome.append(await run_turn(gateway.upstream, plan, give))
-                except Exception as exc:
-                    # It belongs to whoever listens; one turn's failure must not take the nursery's others down.
-                    outcome.append(exc)
-                    if send.statistics().open_receive_channels == 0:
-                        expected = isinstance(exc, GatewayError)
-                        log.warning("a turn failed without its client", error=repr(exc), exc_info=not expected)
+            try:
+                reply = await answer(gateway, request, caller, give, keep_text=keep_text, on_begun=note_begun)
+                outcome.append(reply)
+            except Exception as exc:
+                if not has_begun.is_set():
+                    raise
+                # It belongs to whoever listens; one turn's failure must not take the nursery's others down.
+                outcome.append(exc)
+                if send.statistics().open_receive_channels == 0:
+                    expected = isinstance(exc, GatewayError)
+                    log.warning("a turn failed without its client", error=repr(exc), exc_info=not expected)
 
     with receive:
         await nursery.start(run)

@@ -103,6 +103,22 @@ class StateError(GatewayError):
         self.reason = reason
 
 
+class SessionBusyError(GatewayError):
+    """Another turn of the same session runs, and did not end in the time that this one could wait.
+
+    Official SDKs ask again on 409, after the time that they are told.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            409,
+            "invalid_request_error",
+            "Another turn of this session is still running. Turns of one session run one after the other.",
+            code="session_busy",
+            headers={"Retry-After": "1"},
+        )
+
+
 class InternalError(GatewayError):
     """A bug of ours. Tells the request id and nothing else of the inside."""
 

@@ -10,7 +10,8 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import attrs
 import trio
@@ -47,6 +48,10 @@ class EventStream:
         """Send events, in one write. Returns when the client's side has taken them."""
         await self._write(b"".join(map(sse.encode_event, data)))
 
+    async def comment(self, text: str) -> None:
+        """Send a comment, which no client takes for an event."""
+        await self._write(sse.encode_comment(text))
+
     async def end(self, *data: bytes) -> None:
         """Send the last events and the end mark, in one write, and close the body."""
         await self._write(b"".join(map(sse.encode_event, (*data, sse.DONE))), is_last=True)
@@ -60,8 +65,26 @@ class EventStream:
             await self._send_locked(sse.encode_event(error), is_last=True)
             return True
 
+    @asynccontextmanager
+    async def commented(self, interval: float) -> AsyncIterator[None]:
+        """Send a comment after each *interval* seconds of silence, as long as the block lasts.
+
+        What the block raises comes out as it is, in no group.
+        """
+        raised: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.run_comments, interval)
+            try:
+                yield
+            except Exception as exc:  # raised again below
+                raised = exc
+            async with self._lock:  # half a comment would tear the connection
+                nursery.cancel_scope.cancel()
+        if raised is not None:
+            raise raised
+
     async def run_comments(self, interval: float) -> None:
-        """Send a comment after each *interval* seconds of silence. A task for the request's nursery."""
+        """Send a comment after each *interval* seconds of silence."""
         while not self._ended:
             await trio.sleep_until(self._comment_at(interval))
             async with self._lock:  # a client that does not read holds it, and is not to be told more
@@ -87,6 +110,8 @@ class EventStream:
         self._ended = is_last
         if not self.is_begun:
             self.is_begun = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": HEAD + self._head()})
+            head = HEAD + self._head()
+            self._head = list  # it led to whoever writes this stream, and so in a circle
+            await self._send({"type": "http.response.start", "status": 200, "headers": head})
         await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
         self._written_at = trio.current_time()

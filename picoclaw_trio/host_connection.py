@@ -22,7 +22,7 @@ from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import MAX_RECV, TCPServer
 
-from .host_speed import PlainSocket
+from .plain_socket import PlainSocket
 
 logger = logging.getLogger(__name__)
 

@@ -77,7 +77,8 @@ class H2(H2Protocol):
     * data after the answer is never acknowledged, so that the connection's window shrinks until nothing moves;
     * an application that writes waits for ever when the client closes the connection, or opens no window;
     * an answer that its application leaves unfinished never ends for the client;
-    * a connection whose last stream was reset does not count as idle, and so is never timed out.
+    * a connection whose last stream was reset does not count as idle, and so is never timed out;
+    * a request that comes while the worker stops is reset as if all were well, and the last answer may lack its end.
     """
 
     stream_buffers: dict[int, Buffer]  # type: ignore[assignment]  # ours, by ``host.MENDS``
@@ -108,11 +109,20 @@ class H2(H2Protocol):
             elif isinstance(event, h2.events.RequestReceived) and not is_for_us(event.headers):
                 with suppress(h2.exceptions.ProtocolError):  # it may have been reset already
                     self._refuse(event.stream_id)
+            elif isinstance(event, h2.events.RequestReceived):
+                await self._begin(event)
             elif not isinstance(event, h2.events.PriorityUpdated):  # RFC 9113 5.3.2: may be ignored
                 await super()._handle_events([event])
                 if isinstance(event, h2.events.StreamReset):
                     await self.send(Updated(idle=self.idle))
         await self._flush()
+
+    async def _begin(self, request: h2.events.RequestReceived) -> None:
+        """Also while the worker stops: the application knows what to answer then."""
+        await self._create_stream(request)
+        await self.send(Updated(idle=False))
+        if self.keep_alive_requests > self.config.keep_alive_max_requests:
+            self.connection.close_connection()
 
     async def stream_send(self, event: Event) -> None:
         buffer = self.stream_buffers.get(event.stream_id)
@@ -121,10 +131,29 @@ class H2(H2Protocol):
                 self.connection.reset_stream(event.stream_id, h2.errors.ErrorCodes.INTERNAL_ERROR)
             await self._flush()
             await self._window_updated(event.stream_id)  # where the stream's buffer is put away
+        elif isinstance(event, StreamClosed) and buffer is not None and buffer.complete:
+            await self._send_data(event.stream_id)  # the end, for what follows may be the end of the connection
         try:
             await super().stream_send(event)
         except Stalled:
             await self._give_up(event.stream_id)
+
+    async def _send_data(self, stream_id: int) -> None:
+        """Send a piece of an answer; its end goes with the last one, so that nothing comes between them."""
+        buffer = self.stream_buffers[stream_id]
+        try:
+            window = self.connection.local_flow_control_window(stream_id)
+            data = await buffer.pop(max(0, min(window, self.connection.max_outbound_frame_size)))
+            if data or buffer.complete:
+                self.connection.send_data(stream_id, data, end_stream=buffer.complete)
+            else:
+                self.priority.block(stream_id)
+        except h2.exceptions.ProtocolError:  # the stream or the connection has been closed meanwhile
+            await buffer.close()
+        if buffer.complete:
+            del self.stream_buffers[stream_id]
+            self.priority.remove_stream(stream_id)
+        await self._flush()
 
     async def _give_up(self, stream_id: int) -> None:
         """End this one stream as if its client had."""

@@ -1,8 +1,9 @@
-"""What Hypercorn's Trio worker does slowly where it meets the kernel: accepting, sockets, and the date.
+"""What Hypercorn's Trio worker does slowly where it meets the kernel: accepting, and the date.
 
 Theory: a call that can be answered at once is answered without asking the scheduler, and a turn of the scheduler does
 as much as it can. The other mends of speed are where the same lines are mended otherwise: the idle deadline in
-``host_connection``, the inbox in ``host_requests``, one write for an answer in ``host_h11``.
+``host_connection``, the inbox in ``host_requests``, one write for an answer in ``host_h11``; and clients' sockets are
+of ``plain_socket``.
 Editing rule: nothing here knows HTTP, and whatever replaces a wait keeps its bound.
 """
 
@@ -12,10 +13,7 @@ import errno
 import logging
 import os
 import socket
-import sys
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +21,8 @@ from typing import Any
 import hypercorn.trio.run
 import trio
 from hypercorn.config import Config
+
+from .plain_socket import PlainSocket
 
 logger = logging.getLogger(__name__)
 
@@ -32,69 +32,9 @@ ACCEPT_BATCH = 64
 ACCEPT_PAUSE = 0.1
 OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 NOT_LISTENING = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
-# As Trio has it: the kernel takes no more than the network does, and so a slow client is felt at once.
-TCP_NOTSENT_LOWAT = 25 if sys.platform == "linux" else 0x201
-MAX_NOT_SENT = 2**14
 
 # Called with a stream; its arguments so far are those of a TCPServer: application, configuration, worker, state.
 Handler = partial[Any]
-
-
-class PlainSocket(trio.abc.AsyncResource):
-    """A socket without TLS, with as much of a Trio stream as ``host_connection`` needs.
-
-    In place of ``trio.SocketStream``, whose every call costs a failed system call or a turn of the scheduler. One task
-    reads and one writes; only waiting is a checkpoint.
-    """
-
-    def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        with suppress(OSError):  # a Unix socket has none of these, and nor has one that is gone already
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, MAX_NOT_SENT)
-        self.socket = sock
-
-    def send_nowait(self, data: bytes | memoryview) -> int:
-        """Write what fits into the kernel's buffer, and say how much that was."""
-        try:
-            return self.socket.send(data)
-        except BlockingIOError:
-            return 0
-        except OSError as error:
-            raise trio.BrokenResourceError from error
-
-    async def send_all(self, data: bytes | memoryview) -> None:
-        rest = memoryview(data)
-        while rest:
-            await self._wait(trio.lowlevel.wait_writable)
-            rest = rest[self.send_nowait(rest) :]
-
-    async def receive_some(self, max_bytes: int) -> bytes:
-        while True:
-            await self._wait(trio.lowlevel.wait_readable)
-            try:
-                return self.socket.recv(max_bytes)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise trio.BrokenResourceError from error
-
-    async def _wait(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
-        if self.socket.fileno() < 0:
-            raise trio.ClosedResourceError
-        await wait(self.socket)
-
-    async def send_eof(self) -> None:
-        try:
-            self.socket.shutdown(socket.SHUT_WR)
-        except OSError as error:
-            raise trio.BrokenResourceError from error
-
-    async def aclose(self) -> None:
-        if self.socket.fileno() >= 0:
-            trio.lowlevel.notify_closing(self.socket)
-            self.socket.close()
-        await trio.lowlevel.checkpoint()
 
 
 async def serve_listeners(handler: Handler, listeners: list[Any], *, handler_nursery: trio.Nursery) -> None:

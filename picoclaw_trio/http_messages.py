@@ -8,7 +8,7 @@ their headers and contexts anew for each request, which no view here reads.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -18,15 +18,16 @@ import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
 from quart_trio.asgi import TrioASGIHTTPConnection
 
-from .errors import RequestError
+from .errors import BusyError, RequestError
 from .event_stream import EventStream
+from .host_requests import Inbox
 from .replies import Reply
 
 JSON = "application/json"
 DOUBLED_SLASHES = re.compile(r"/{2,}")
 
 
-@attrs.define
+@attrs.define(eq=False)
 class Body:
     """The body of one request, piece by piece; bounded in size and time.
 
@@ -40,10 +41,16 @@ class Body:
 
     max_bytes: int
     announced: int
-    ask: Callable[[], None] | None = attrs.field(default=None, init=False)
+    ask: Callable[[], Awaitable[None]] | None = attrs.field(default=None, init=False)
     _pieces: list[bytes] = attrs.field(factory=list, init=False)
     _size: int = attrs.field(default=0, init=False)
     _ended: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _is_refused: bool = attrs.field(default=False, init=False)
+
+    @property
+    def is_whole(self) -> bool:
+        """Nothing of it is still to come."""
+        return self._ended.is_set()
 
     def append(self, data: bytes) -> None:
         self._size += len(data)
@@ -56,6 +63,11 @@ class Body:
     def set_complete(self) -> None:
         self._ended.set()
 
+    def refuse(self) -> None:
+        """Wait for it no longer: the server stops, and would begin nothing with it."""
+        self._is_refused = not self.is_whole
+        self._ended.set()
+
     async def read(self, timeout: float) -> bytes:
         """The whole body.
 
@@ -64,17 +76,20 @@ class Body:
 
         Raises:
             RequestError: status 413 or 408.
+            BusyError: code ``shutting_down``: it was refused meanwhile.
         """
         self._check_size()
-        if self.ask is not None:
-            self.ask()
         if not self._ended.is_set():
             with trio.move_on_after(timeout) as scope:
+                if self.ask is not None:
+                    await self.ask()
                 await self._ended.wait()
             if scope.cancelled_caught:
                 message = f"The request body did not arrive within {timeout:g} s."
                 raise RequestError(message, code="request_timeout", status=408)
         self._check_size()
+        if self._is_refused:
+            raise BusyError("The gateway is shutting down.", "shutting_down")
         return b"".join(self._pieces)
 
     def _check_size(self) -> None:
@@ -88,7 +103,6 @@ class HttpRequest:
     """One request: its head, a body that may still be arriving, and the way to answer piece by piece.
 
     Attributes:
-        nursery: ends with the answer's last byte, or at once when the client goes away.
         id: the request's id, on each line of the log.
         answer_headers: what its answer bears, whatever it is.
         session, reply: for the record of the request, as soon as they are known.
@@ -99,7 +113,6 @@ class HttpRequest:
     path: str
     body: Body
     send: ASGISendCallable
-    nursery: trio.Nursery
     id: str = ""
     answer_headers: dict[str, str] = attrs.field(factory=dict)
     session: str | None = None
@@ -143,25 +156,23 @@ class Connection(TrioASGIHTTPConnection):
 
     app: Application  # type: ignore[assignment]  # narrower on purpose: nothing else of Quart's is used here
     _answered: bool = False
-    _is_reading: bool = False
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         async def send_and_note(message: Any) -> None:
             self._answered = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
-        async with trio.open_nursery() as nursery:
-            request = HttpRequest(self.scope, _path(self.scope["path"]), self._body(), send_and_note, nursery)
-            read = partial(self._read_messages, nursery.cancel_scope, request.body, receive)
-            if request.header(b"expect") is None:
-                nursery.start_soon(read)
-            else:
-                # The server lets the client send when somebody reads: so a refusal comes before the body does.
-                request.body.ask = partial(nursery.start_soon, read)
-            reply = await self.app.answer_request(request)
-            if reply is not None:
-                await _send_answer(send_and_note, reply)
-            if not self._ends_by_itself(nursery, receive):
+        request = HttpRequest(self.scope, _path(self.scope["path"]), self._body(), send_and_note)
+        inbox = getattr(receive, "__self__", None)
+        if isinstance(inbox, Inbox):
+            with trio.CancelScope() as scope:
+                request.body.ask = inbox.ask
+                inbox.attach(partial(self._take, request.body, scope))
+                await self._answer(request)
+        else:  # a server that is not mended
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._take_all, partial(self._take, request.body, nursery.cancel_scope), receive)
+                await self._answer(request)
                 nursery.cancel_scope.cancel()
 
     def _body(self) -> Body:
@@ -170,20 +181,25 @@ class Connection(TrioASGIHTTPConnection):
         )
         return Body(self.app.max_body_bytes, announced)
 
-    def _ends_by_itself(self, nursery: trio.Nursery, receive: ASGIReceiveCallable) -> bool:
-        """Whether nothing is left but the reader, whose inbox has told it of the end: to cancel it costs 50 µs more."""
-        inbox = getattr(receive, "__self__", None)
-        return len(nursery.child_tasks) == self._is_reading and getattr(inbox, "closed", False)
+    async def _answer(self, request: HttpRequest) -> None:
+        answer = await self.app.answer_request(request)
+        if answer is not None:
+            await _send_answer(request.send, answer)
 
-    async def _read_messages(self, request_scope: trio.CancelScope, body: Body, receive: ASGIReceiveCallable) -> None:
-        self._is_reading = True
-        while (message := await receive())["type"] == "http.request":
+    def _take(self, body: Body, request_scope: trio.CancelScope, message: Any) -> None:
+        """Take one of the server's messages: a piece of the body, or that there will be no more."""
+        if message["type"] == "http.request":
             body.append(message.get("body", b""))
             if not message.get("more_body", False):
                 body.set_complete()
-        self._is_reading = False
-        if not self._answered:
+        elif not self._answered:
             request_scope.cancel()
+
+    async def _take_all(self, take: Callable[[Any], None], receive: ASGIReceiveCallable) -> None:
+        message: Any = {}
+        while message.get("type") != "http.disconnect":
+            message = await receive()
+            take(message)
 
 
 class Application(Protocol):

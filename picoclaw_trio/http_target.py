@@ -9,9 +9,9 @@ Editing rule: nothing here knows what follows a failure.
 from __future__ import annotations
 
 import email.utils
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache, reduce
 from typing import TypeAlias
 
@@ -25,6 +25,7 @@ from .connections import (
     ConnectionLost,
     ConnectionPool,
     ExchangeError,
+    Headers,
     Response,
     TimedOut,
     Timeouts,
@@ -56,26 +57,34 @@ async def ask_http(pool: ConnectionPool, target: Target, request: UpstreamReques
         raise UpstreamError("unsupported", f"'{target.vendor}' has no OpenAI-compatible address; set api_base")
     url, headers = _prepare(target)
     timeout = target.request_timeout
-    limits = Timeouts(min(CONNECT_TIMEOUT, timeout), timeout, timeout)
+    connect = min(CONNECT_TIMEOUT, timeout)
+    if request.stream:  # it may take longer as a whole, as long as it goes on
+        whole, limits = math.inf, Timeouts(connect, timeout, timeout)
+    else:
+        whole, limits = timeout, Timeouts(connect, math.inf, math.inf)
     body = encode_request(request, target.settings)
-    with _secrets_hidden(target), _translated():
-        # A streamed answer may take longer as a whole, as long as it goes on.
-        with trio.move_on_after(float("inf") if request.stream else timeout) as scope:
+    try:
+        with trio.move_on_after(whole) as scope:
             async with pool.post(url, headers, body, proxy=target.proxy, timeouts=limits) as response:
                 await _take_answer(response, take)
+    except UpstreamError as exc:
+        exc.hide(_secrets(target))  # some upstreams tell in their errors what they were sent
+        raise
+    except (ExchangeError, sse.EventTooLarge) as exc:
+        raise _failure(exc, target) from exc
     if scope.cancelled_caught:
         raise UpstreamError("timeout", detail=f"no whole answer within {timeout:g} s")
 
 
 @lru_cache(maxsize=4096)
-def _prepare(target: Target) -> tuple[Url, list[tuple[bytes, bytes]]]:
+def _prepare(target: Target) -> tuple[Url, Headers]:
     """Address and headers, the same for each request."""
     headers = {"content-type": "application/json", "user-agent": USER_AGENT}
     if target.key is not None:
         headers["authorization"] = f"Bearer {target.key.reveal()}"
     headers.update(target.headers)
-    encoded = [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
-    return parse_url(f"{target.base}/chat/completions"), encoded
+    encoded = ((name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items())
+    return parse_url(f"{target.base}/chat/completions"), tuple(encoded)
 
 
 async def _take_answer(response: Response, take: Take) -> None:
@@ -177,16 +186,6 @@ def _retry_after(value: str | None) -> float | None:
         return None
 
 
-@contextmanager
-def _secrets_hidden(target: Target) -> Iterator[None]:
-    """Some upstreams tell in their errors what they were sent."""
-    try:
-        yield
-    except UpstreamError as exc:
-        exc.hide(_secrets(target))
-        raise
-
-
 def _secrets(target: Target) -> Iterator[str]:
     """The key, and the words of the configured headers, one of which may be a key."""
     sent = [target.key.reveal()] if target.key is not None else []
@@ -194,15 +193,17 @@ def _secrets(target: Target) -> Iterator[str]:
         yield from (word for word in value.split() if len(word) >= MIN_SECRET_LENGTH)
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except ConnectError as exc:
-        raise UpstreamError("unreachable", detail=str(exc)) from exc
-    except ConnectionLost as exc:
-        raise UpstreamError("lost", detail=str(exc)) from exc
-    except TimedOut as exc:
-        raise UpstreamError("unreachable" if exc.phase == "connect" else "timeout", detail=str(exc)) from exc
-    except (ExchangeError, sse.EventTooLarge) as exc:
-        raise UpstreamError("garbled", detail=str(exc) or "an event is too large") from exc
+def _failure(error: ExchangeError | sse.EventTooLarge, target: Target) -> UpstreamError:
+    """What the error is called from here on."""
+    match error:
+        case ConnectError() | TimedOut(phase="connect"):
+            kind = "unreachable"
+        case TimedOut():
+            kind = "timeout"
+        case ConnectionLost():
+            kind = "lost"
+        case _:
+            kind = "garbled"
+    failure = UpstreamError(kind, detail=str(error) or "an event is too large")
+    failure.hide(_secrets(target))
+    return failure

@@ -64,6 +64,12 @@ REQUESTS_WAITING = Gauge("picoclaw_requests_waiting", "Requests in line for a tu
 TOKENS = Counter("picoclaw_tokens", "Tokens as the upstreams counted them.", ["model", "kind"])
 RETRIES = Counter("picoclaw_retries", "Targets asked again, by the failure before.", ["model", "kind"])
 FALLBACKS = Counter("picoclaw_fallbacks", "Targets given up for the next one.", ["model", "kind"])
+TOOL_SECONDS = Histogram(
+    "picoclaw_tool_seconds",
+    "Calls of the agent's own tools, by how they ended.",
+    ["tool", "outcome"],
+    buckets=BUCKETS,
+)
 STATE_WRITES = Counter("picoclaw_state_writes", "Writes of session state.", ["outcome"])
 
 
@@ -97,6 +103,11 @@ def note_retry(model: str, kind: str) -> None:
 
 def note_fallback(model: str, kind: str) -> None:
     _child(FALLBACKS, model, kind).inc()
+
+
+def note_tool_call(tool: str, outcome: str, seconds: float) -> None:
+    """*outcome*: ``ok``, ``error``, ``timeout`` or ``cancelled``."""
+    _child(TOOL_SECONDS, tool, outcome).observe(seconds)
 
 
 def note_state_write(outcome: str) -> None:

@@ -14,7 +14,6 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from .errors import GatewayError
 from .shapes import Json
 
 
@@ -26,6 +25,26 @@ class Usage:
     completion_tokens: int
     total_tokens: int
     details: Mapping[str, Json] = attrs.field(factory=dict)
+
+    def plus(self, more: Usage) -> Usage:
+        """Both together; of a detail that is no number the last value counts."""
+        return Usage(
+            self.prompt_tokens + more.prompt_tokens,
+            self.completion_tokens + more.completion_tokens,
+            self.total_tokens + more.total_tokens,
+            _add_details(self.details, more.details),
+        )
+
+
+def _add_details(one: Mapping[str, Json], other: Mapping[str, Json]) -> dict[str, Json]:
+    return {**one, **{name: _add_detail(one.get(name), value) for name, value in other.items()}}
+
+
+def _add_detail(one: Json, other: Json) -> Json:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return _add_details(one, other)
+    numbers = type(one) in (int, float) and type(other) in (int, float)
+    return one + other if numbers else other
 
 
 @attrs.frozen
@@ -68,10 +87,11 @@ class ExtraDelta:
 
 @attrs.frozen
 class ToolStarted:
-    """One of the agent's own tools begins to run."""
+    """One of the agent's own tools begins to run. *arguments*: JSON as the model wrote it, which may be none."""
 
     call_id: str
     name: str
+    arguments: str
 
 
 @attrs.frozen
@@ -113,24 +133,9 @@ class Reply:
         return self.message.get("content") or ""
 
 
-@attrs.frozen
-class TurnDone:
-    """The turn ended well. The last event."""
-
-    reply: Reply
-
-
-@attrs.frozen
-class TurnFailed:
-    """The turn ended badly after its first event had been given on. The last event."""
-
-    error: GatewayError
-
-
 Delta: TypeAlias = TextDelta | ToolCallDelta | ExtraDelta
 # What may be given on while a turn runs; its end is the reply that it returns, or the error that it raises.
 Progress: TypeAlias = ReplyStarted | Delta | ToolStarted | ToolFinished
-TurnEvent: TypeAlias = ReplyStarted | Delta | ToolStarted | ToolFinished | TurnDone | TurnFailed
 
 
 @attrs.define

@@ -78,6 +78,10 @@ class Route:
 
     targets: tuple[Target, ...]
 
+    def only(self, alias: str) -> Route:
+        """The targets of *alias* alone; it has some."""
+        return Route(tuple(target for target in self.targets if target.alias == alias))
+
 
 @attrs.define
 class Router:

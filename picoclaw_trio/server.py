@@ -24,7 +24,7 @@ from hypercorn.trio.run import worker_serve
 from . import host, logs
 from .config import Config
 from .errors import GatewayError
-from .pipeline import open_gateway
+from .gateway import open_gateway
 from .supervisor import Supervisor
 from .web import GatewayApp
 
@@ -43,6 +43,14 @@ class StartError(GatewayError):
         super().__init__(500, "server_error", message, code="cannot_start")
 
 
+class FailedError(GatewayError):
+    """The server has stopped because of a bug."""
+
+    def __init__(self) -> None:
+        message = "A task of the server has failed, so it has stopped. Its log has the details."
+        super().__init__(500, "server_error", message, code="internal_error")
+
+
 def run_gateway(load: Callable[[], Config], on_ready: Callable[[Config, list[str]], None]) -> None:
     """Serve until a signal asks to stop; return when all is closed.
 
@@ -54,6 +62,7 @@ def run_gateway(load: Callable[[], Config], on_ready: Callable[[Config, list[str
         ConfigError: there is no configuration that could be used.
         StartError: no socket at the configured address.
         StateError: the state file cannot be used.
+        FailedError: a bug ended it.
     """
     config = load()
     logs.configure(config.gateway.log_level, config.gateway.log_format)
@@ -100,7 +109,7 @@ async def _serve(
         async with open_gateway(config) as gateway:
             app = GatewayApp(lambda: nullcontext(gateway), load)
             control = Control(app, supervisor)
-            host.calm_collector()
+            host.calm_collector(config.gateway.openai_api.max_turns)
             serve = partial(
                 worker_serve, ASGIWrapper(app), hypercorn, sockets=sockets, shutdown_trigger=control.stop.wait
             )
@@ -111,6 +120,8 @@ async def _serve(
                     on_ready(await serving.start(serve))
                     supervisor.notify("READY=1", f"STATUS=serving {', '.join(hypercorn.bind)}")
                 nursery.cancel_scope.cancel()
+    if app.has_failed:
+        raise FailedError
 
 
 @attrs.define

@@ -87,3 +87,8 @@ class Parser:
 def encode_event(data: bytes) -> bytes:
     """One frame. *data* must hold no line break, as JSON does not."""
     return b"data: %b\n\n" % data
+
+
+def encode_comment(text: str) -> bytes:
+    """A frame that parsers pass over; what would end its line becomes a space."""
+    return b": %b\n\n" % " ".join(text.split()).encode("utf-8", "replace")

@@ -7,9 +7,12 @@ import re
 from collections.abc import Iterator
 
 from .config import Config
+from .gateway import default_alias
+from .workspace import Workspace
 
 TIMEOUT = 2.0
-SAMPLE = re.compile(r'^(picoclaw_\w+)(?:{status="(\d+)"})? ([0-9.e+]+)$', re.MULTILINE)
+ANSWERS = re.compile(r'^picoclaw_requests_total{status="(\d+)"} ([0-9.e+]+)$', re.MULTILINE)
+LOAD = re.compile(r"^picoclaw_(turns_running|requests_waiting) ([0-9.e+]+)$", re.MULTILINE)
 
 
 def describe(config: Config) -> Iterator[str]:
@@ -19,7 +22,11 @@ def describe(config: Config) -> Iterator[str]:
     yield f"OpenAI API:    {'on' if api.enabled else 'off'}, {len(api.bearer_tokens)} bearer tokens"
     yield f"model scope:   {api.model_scope}"
     yield f"models:        {', '.join(config.aliases) or 'none'}"
-    yield f"default model: {config.default_alias or 'none'}"
+    yield f"default model: {default_alias(config, Workspace(config.workspace)) or 'none'}"
+    yield f"workspace:     {config.workspace}"
+    yield f"history:       kept by the {'gateway' if api.history == 'session' else 'client'}"
+    for door, allowed in (("HTTP", config.tools.allow.http), ("local", config.tools.allow.terminal)):
+        yield f"{f'tools, {door}:':15}{', '.join(allowed) or 'none'}"
     token = api.bearer_tokens[0].reveal() if api.bearer_tokens else ""
     for host in gateway.hosts:
         yield from _describe_server(host, gateway.port, token)
@@ -50,8 +57,7 @@ def _get(host: str, port: int, path: str, token: str) -> tuple[int, str]:
 
 
 def _describe_numbers(text: str) -> Iterator[str]:
-    counts = {status or name: int(float(value)) for name, status, value in SAMPLE.findall(text)}
-    answers = ", ".join(f"{count} x {status}" for status, count in sorted(counts.items()) if status.isdigit())
-    running, waiting = (counts.get(f"picoclaw_{name}", 0) for name in ("turns_running", "requests_waiting"))
+    answers = ", ".join(f"{float(count):.0f} x {status}" for status, count in sorted(ANSWERS.findall(text)))
+    load = {name: float(count) for name, count in LOAD.findall(text)}
     yield f"answers:       {answers or 'none yet'}"
-    yield f"turns:         {running} running, {waiting} waiting"
+    yield f"turns:         {load.get('turns_running', 0):.0f} running, {load.get('requests_waiting', 0):.0f} waiting"

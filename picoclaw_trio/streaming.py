@@ -13,7 +13,16 @@ import attrs
 from . import answers
 from .event_stream import EventStream
 from .http_messages import HttpRequest, encode_headers
-from .replies import ExtraDelta, Progress, Reply, ReplyStarted, TextDelta, ToolCallDelta
+from .replies import (
+    ExtraDelta,
+    Progress,
+    Reply,
+    ReplyStarted,
+    TextDelta,
+    ToolCallDelta,
+    ToolFinished,
+    ToolStarted,
+)
 from .upstream import Emit
 
 Ask: TypeAlias = Callable[[Emit], Awaitable[Reply]]
@@ -31,9 +40,9 @@ async def stream_answer(request: HttpRequest, ask: Ask, *, ping_interval: float,
     """
     writer = ChunkWriter(request)
     request.events = writer.events
-    request.nursery.start_soon(writer.events.run_comments, ping_interval)
-    request.reply = await ask(writer.take)
-    await writer.finish(request.reply, with_usage=with_usage)
+    async with writer.events.commented(ping_interval):
+        request.reply = await ask(writer.take)
+        await writer.finish(request.reply, with_usage=with_usage)
 
 
 @attrs.define
@@ -56,6 +65,9 @@ class ChunkWriter:
         chunks = [chunk for event in events for chunk in self._encode(event)]
         if chunks:
             await self.events.send(*chunks)
+        for event in events:
+            if isinstance(event, ToolStarted | ToolFinished):
+                await self.events.comment(_tell_tool(event))
 
     def _encode(self, event: Progress) -> Iterator[bytes]:
         if type(event) is ReplyStarted:
@@ -80,6 +92,13 @@ class ChunkWriter:
         if with_usage and reply.usage is not None:
             last.append(answers.encode_usage_chunk(heading, reply.usage))
         await self.events.end(*last)
+
+
+def _tell_tool(event: ToolStarted | ToolFinished) -> str:
+    """For whoever reads the raw stream; SDKs pass comments over."""
+    if type(event) is ToolStarted:
+        return f"tool {event.name} started"
+    return f"tool {event.name} {'failed' if isinstance(event, ToolFinished) and event.failed else 'finished'}"
 
 
 def new_heading(alias: str) -> answers.Heading:

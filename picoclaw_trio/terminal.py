@@ -19,8 +19,10 @@ import trio
 
 from .config import Config
 from .errors import GatewayError
+from .gateway import Gateway, open_gateway
 from .messages import Message
-from .pipeline import Caller, Gateway, answer, open_gateway
+from .pipeline import answer
+from .plan import Caller
 from .replies import Progress, TextDelta
 from .wire import ChatRequest
 

@@ -14,13 +14,14 @@ import trio
 
 from . import answers, metrics
 from .detached import answer_to_the_end
-from .errors import AuthError
+from .errors import AuthError, RequestError
+from .gateway import Gateway
 from .http_messages import HttpAnswer, HttpRequest
-from .pipeline import Gateway, answer
+from .pipeline import answer
 from .replies import Reply
 from .streaming import model_headers, new_heading, stream_answer
 from .upstream import Emit, discard
-from .wire import decode_chat_request
+from .wire import MAX_USER_CHARACTERS, decode_chat_request
 
 if TYPE_CHECKING:
     from .web import GatewayApp
@@ -44,6 +45,23 @@ def authorize(gateway: Gateway, request: HttpRequest) -> int:
         raise
 
 
+def session_name(request: HttpRequest, headers: tuple[str, ...]) -> str | None:
+    """What the first of *headers* that is there and not empty says.
+
+    Raises:
+        RequestError: it is too long.
+    """
+    for name in headers:
+        value = (request.header(name.lower().encode()) or "").strip()
+        if len(value) > MAX_USER_CHARACTERS:
+            raise RequestError(
+                f"The header {name} must have at most {MAX_USER_CHARACTERS} characters.", code="string_too_long"
+            )
+        if value:
+            return value
+    return None
+
+
 def add_routes(app: GatewayApp) -> None:
     """The whole of what is served. Views take the request; Quart's URL map decides which."""
     created = int(time.time())
@@ -53,9 +71,9 @@ def add_routes(app: GatewayApp) -> None:
         api = gateway.config.gateway.openai_api
         holder = authorize(gateway, request)
         gateway.admission.check_open()
-        raw = await request.body.read(api.body_timeout)
+        raw = await app.read_body(request.body)
         chat = decode_chat_request(raw, streaming=api.streaming)
-        caller = gateway.http_caller(chat.user, holder)
+        caller = gateway.http_caller(session_name(request, api.session_headers) or chat.user, holder)
 
         async def ask(emit: Emit) -> Reply:
             if api.on_disconnect == "finish":

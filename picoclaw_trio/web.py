@@ -2,7 +2,7 @@
 
 Theory: Quart's URL map names the view; the view reads the request, walks ``pipeline`` and gives an ``HttpAnswer``.
 Whatever a view raises ends in ``answer_request``, the one place where an error becomes an answer. A request lives in
-the nursery that its connection opens for it and dies with its client.
+the cancel scope that its connection opens for it and dies with its client.
 Editing rule: a view decides nothing about models or sessions, and no other room knows HTTP status lines or headers.
 """
 
@@ -13,6 +13,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -24,9 +25,9 @@ from werkzeug.routing import MapAdapter
 
 from . import answers, cors, host, logs, metrics
 from .config import Config, load_config
-from .errors import ConfigError, GatewayError, InternalError, RequestError
-from .http_messages import Connection, HttpAnswer, HttpRequest
-from .pipeline import Gateway, open_gateway
+from .errors import ConfigError, GatewayError, InternalError, RequestError, StateError
+from .gateway import Gateway, open_gateway
+from .http_messages import Body, Connection, HttpAnswer, HttpRequest
 from .request_record import CLIENT_WENT_AWAY, RequestRecord
 from .views import add_routes
 
@@ -50,6 +51,7 @@ class GatewayApp(QuartTrio):
     asgi_http_class = Connection
     gateway: Gateway
     turns: trio.Nursery
+    has_failed: bool = False  # it stopped because of a bug, and should be started again
 
     def __init__(self, open_gateway: OpenGateway, load: LoadConfig = load_config) -> None:
         """
@@ -60,9 +62,12 @@ class GatewayApp(QuartTrio):
         self._open_gateway = open_gateway
         self._load = load
         self._stop, self._stopped = trio.Event(), trio.Event()
+        self._arriving: set[Body] = set()
         self.url_map.strict_slashes = False
         self.url_map.merge_slashes = False
-        self._adapter: MapAdapter = self.url_map.bind("gateway")
+        adapter: MapAdapter = self.url_map.bind("gateway")
+        # 2 % of a request, and each match leaves a cycle of references to the garbage collector.
+        self._match = lru_cache(maxsize=256)(adapter.match)
         # Our own deadlines end what runs at shutdown; Quart's would cut them short.
         self.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = 86_400
         self.before_serving(self._start)
@@ -74,7 +79,15 @@ class GatewayApp(QuartTrio):
 
     async def _run_gateway(self, task_status: trio.TaskStatus[None]) -> None:
         try:
-            async with self._open_gateway() as self.gateway, trio.open_nursery() as nursery:
+            async with self._open_gateway() as self.gateway:
+                await self._run_chores(task_status)
+        finally:
+            metrics.forget_this_process()
+            self._stopped.set()
+
+    async def _run_chores(self, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
                 host.mend(write_timeout=self.gateway.config.gateway.openai_api.write_timeout)
                 nursery.start_soon(self.gateway.upstream.run_chores)
                 nursery.start_soon(self._drain_with_host)
@@ -82,9 +95,12 @@ class GatewayApp(QuartTrio):
                 nursery.start_soon(self._publish_load)
                 await self._run_turns(task_status)
                 nursery.cancel_scope.cancel()
-        finally:
-            metrics.forget_this_process()
-            self._stopped.set()
+        except Exception:
+            # A bug. Hypercorn would serve on, with nobody left to sweep, to reload, or to end turns at a stop.
+            log.exception("a task of the server has failed, so it stops")
+            self.has_failed = True
+            self.cut_turns(trio.current_time() + self.gateway.config.gateway.grace)
+            host.stop_worker()
 
     async def _run_turns(self, task_status: trio.TaskStatus[None]) -> None:
         """The nursery of turns that go on without their client."""
@@ -101,6 +117,8 @@ class GatewayApp(QuartTrio):
         """Take no more requests, and end at *deadline* the turns that still run, with their client or without."""
         self.gateway.admission.drain(deadline)
         self.turns.cancel_scope.deadline = min(self.turns.cancel_scope.deadline, deadline)
+        for body in self._arriving:
+            body.refuse()
 
     async def _publish_load(self) -> None:
         """Whichever worker is asked for the numbers tells of all, so each writes its own down now and then."""
@@ -143,6 +161,21 @@ class GatewayApp(QuartTrio):
     def max_body_bytes(self) -> int:
         return self.gateway.config.gateway.openai_api.max_body_bytes
 
+    async def read_body(self, body: Body) -> bytes:
+        """The whole of a request's body; one that has not arrived when the server begins to stop is refused.
+
+        Raises:
+            RequestError, BusyError: as ``Body.read``.
+        """
+        timeout = self.gateway.config.gateway.openai_api.body_timeout
+        if body.is_whole:
+            return await body.read(timeout)
+        self._arriving.add(body)
+        try:
+            return await body.read(timeout)
+        finally:
+            self._arriving.discard(body)
+
     async def answer_request(self, request: HttpRequest) -> HttpAnswer | None:
         """Find the view, run it, and give its answer or the error that it raised as one.
 
@@ -183,7 +216,7 @@ class GatewayApp(QuartTrio):
 
     async def _run_view(self, request: HttpRequest) -> HttpAnswer | None:
         try:
-            endpoint, arguments = self._adapter.match(request.path, request.method)
+            endpoint, arguments = self._match(request.path, request.method)
         except MethodNotAllowed as exc:
             self._check_enabled(request.path)
             if request.method == "OPTIONS" and "access-control-allow-origin" in request.answer_headers:
@@ -236,9 +269,23 @@ async def _open_configured() -> AsyncIterator[Gateway]:
             "gateway.openai_api.bearer_tokens, and start again",
             config=str(config.path or config.home / "config.json"),
         )
-    async with open_gateway(config) as gateway:
-        host.calm_collector()
+    async with _open_told(config) as gateway:
+        host.calm_collector(config.gateway.openai_api.max_turns)
         yield gateway
+
+
+@asynccontextmanager
+async def _open_told(config: Config) -> AsyncIterator[Gateway]:
+    """The gateway; why it cannot be opened is told in the log, where Hypercorn's traceback has no reason."""
+    is_open = False
+    try:
+        async with open_gateway(config) as gateway:
+            is_open = True
+            yield gateway
+    except StateError as exc:
+        if not is_open:
+            log.error("the stored state cannot be used", reason=exc.reason)
+        raise
 
 
 def _preflight(request: HttpRequest) -> HttpAnswer:

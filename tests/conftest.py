@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from fakes import ScriptedUpstream, open_upstream
+from small_disk import SmallDisk, open_small_disk
 
 from picoclaw_trio import host
 
@@ -18,3 +20,10 @@ async def upstream() -> AsyncIterator[ScriptedUpstream]:
     """A real HTTP server that says "Hello!" until its ``scripts`` are changed."""
     async with open_upstream() as opened:
         yield opened
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A real file system of 256 kB, where one may mount; else a disk that refuses."""
+    with open_small_disk(tmp_path) as disk:
+        yield disk

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -34,11 +35,22 @@ def error_body(message: str, **fields: Any) -> dict[str, Any]:
 
 @attrs.define
 class Asked:
-    """One request that arrived."""
+    """One request that arrived.
+
+    Attributes:
+        gone: its connection has been closed by the other side, or was cut by the script.
+        ended_at: Trio time of that, or of the whole answer's last byte; infinite while neither has come.
+    """
 
     head: h11.Request
     body: dict[str, Any]
-    gone: trio.Event = attrs.field(factory=trio.Event)  # its connection has been closed by the other side
+    gone: trio.Event = attrs.field(factory=trio.Event)
+    ended_at: float = math.inf
+
+    def end(self, *, gone: bool) -> None:
+        self.ended_at = min(self.ended_at, trio.current_time())
+        if gone:
+            self.gone.set()
 
     def header(self, name: str) -> str | None:
         wanted = name.lower().encode()
@@ -181,11 +193,12 @@ class ScriptedUpstream:
         async with self._arrived:
             self._arrived.notify_all()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_watch_end, stream, asked.gone)
+            nursery.start_soon(_watch_end, stream, asked)
             try:
                 await script(Exchange(asked, stream, http))
+                asked.end(gone=False)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                asked.gone.set()
+                asked.end(gone=True)
             nursery.cancel_scope.cancel()
         return not asked.gone.is_set()
 
@@ -202,17 +215,17 @@ async def _read_request(stream: trio.SocketStream, http: h11.Connection) -> Aske
             body += event.data
         elif isinstance(event, h11.EndOfMessage):
             assert head is not None
-            return Asked(head, orjson.loads(body))
+            return Asked(head, orjson.loads(body or b"{}"))
         else:
             return None
 
 
-async def _watch_end(stream: trio.SocketStream, gone: trio.Event) -> None:
+async def _watch_end(stream: trio.SocketStream, asked: Asked) -> None:
     """A client that has asked says nothing more until it is answered, so what can be read is its end."""
     if stream.socket.fileno() >= 0:
         with suppress(trio.ClosedResourceError):
             await trio.lowlevel.wait_readable(stream.socket)
-    gone.set()
+    asked.end(gone=True)
 
 
 @asynccontextmanager

@@ -21,7 +21,7 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.trio.run import worker_serve
 
 from picoclaw_trio.config import load_config
-from picoclaw_trio.pipeline import Gateway, open_gateway
+from picoclaw_trio.gateway import Gateway, open_gateway
 from picoclaw_trio.server import hypercorn_config, listen
 from picoclaw_trio.web import GatewayApp
 
@@ -104,11 +104,20 @@ async def open_server(
     home: Path, config: Mapping[str, Any] | None, kind: Kind = "gateway", *arguments: str, **environment: str
 ) -> AsyncIterator[Server]:
     """Start the server, wait until it serves; end it if the test has not."""
+    async with open_process(home, config, command(kind, *arguments), **environment) as server:
+        yield server
+
+
+@asynccontextmanager
+async def open_process(
+    home: Path, config: Mapping[str, Any] | None, words: list[str], **environment: str
+) -> AsyncIterator[Server]:
+    """The same for any command that says where it serves."""
     if config is not None:
         write_config(home, config)
     async with trio.open_nursery() as nursery:
         process = await trio.lowlevel.open_process(
-            command(kind, *arguments),
+            words,
             env={**make_environment(home), **environment},
             cwd=home,
             stdin=subprocess.DEVNULL,

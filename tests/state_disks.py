@@ -26,7 +26,7 @@ NEVER = Folding(min_bytes=1 << 40, quiet_delay=math.inf)
 ALWAYS = Folding(min_bytes=1, quiet_delay=math.inf)
 PROCESSES = multiprocessing.get_context("forkserver")
 # Each process is a fork of one that has imported these already, but runs nothing.
-PROCESSES.set_forkserver_preload(["trio", "picoclaw_trio.state.sessions", "state_disks"])
+PROCESSES.set_forkserver_preload(["trio", "picoclaw_trio.state.sessions", "state_disks", "memory_stage"])
 
 
 def stored(home: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ import attrs
 import httpx2
 import orjson
 import trio
-from fakes import Exchange, Script, ScriptedUpstream, chunk, frame, says, streams, text_frames
+from fakes import Exchange, Script, ScriptedUpstream, answers, chunk, completion, frame, says, streams, text_frames
 from harness import Here, ask, entry, make_config, serve_here
 
 from picoclaw_trio.upstream import RetryPolicy
@@ -88,6 +88,27 @@ def says_as_asked(*pieces: str) -> Script:
             await streams(*text_frames(*pieces))(exchange)
         else:
             await says("".join(pieces))(exchange)
+
+    return script
+
+
+def call(call_id: str, name: str, **arguments: Any) -> dict[str, Any]:
+    """A tool call, as a model makes it."""
+    function = {"name": name, "arguments": orjson.dumps(arguments).decode()}
+    return {"id": call_id, "type": "function", "function": function}
+
+
+def calls(*made: dict[str, Any], text: str | None = None) -> Script:
+    """A reply with tool calls, whole or in frames, as it was asked for."""
+    frames = [frame(chunk({"role": "assistant", "content": text}))]
+    frames += [frame(chunk({"tool_calls": [{"index": index, **one}]})) for index, one in enumerate(made)]
+    frames += [frame(chunk({}, "tool_calls")), frame(b"[DONE]")]
+
+    async def script(exchange: Any) -> None:
+        if exchange.asked.body.get("stream"):
+            await streams(*frames)(exchange)
+        else:
+            await answers(200, completion(text, tool_calls=list(made), finish_reason="tool_calls"))(exchange)
 
     return script
 

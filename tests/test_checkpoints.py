@@ -11,9 +11,11 @@ import pytest
 import trio
 from fakes import Script, ScriptedUpstream, answers, cuts, error_body, says, streams, text_frames
 from harness import ask, entry, make_config, make_environment, write_config
+from streams import call, calls
 
 from picoclaw_trio.config import load_config
-from picoclaw_trio.pipeline import Gateway, answer, open_gateway
+from picoclaw_trio.gateway import Gateway, open_gateway
+from picoclaw_trio.pipeline import answer
 from picoclaw_trio.replies import Progress
 from picoclaw_trio.upstream import RetryPolicy
 from picoclaw_trio.wire import decode_chat_request
@@ -23,7 +25,12 @@ SCRIPTS: dict[str, tuple[Script, ...]] = {
     "streamed": (streams(*text_frames("Hel", "lo!")),),
     "retried": (answers(500, error_body("busy")), says()),
     "fallen back": (cuts, says()),
+    "with two tools": (
+        calls(call("1", "list_dir"), call("2", "write_file", path="a/b", content="c", overwrite=True)),
+        says(),
+    ),
 }
+TOOLS = {"allow": {"http": ["list_dir", "write_file"]}}
 
 
 @attrs.define(eq=False)
@@ -67,12 +74,14 @@ async def slow_to_listen(*events: Progress) -> None:
     await trio.lowlevel.checkpoint()
 
 
+@pytest.mark.parametrize("history", ["client", "session"])
 @pytest.mark.parametrize("case", SCRIPTS)
 async def test_nothing_is_left_by_a_turn_cancelled_at_any_checkpoint(
-    case: str, tmp_path: Path, upstream: ScriptedUpstream
+    case: str, history: str, tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
     pairs = (("one", "two"), ("two", "one"))
-    write_config(tmp_path, make_config(*(entry(name, upstream.url, fallbacks=[other]) for name, other in pairs)))
+    entries = [entry(name, upstream.url, fallbacks=[other]) for name, other in pairs]
+    write_config(tmp_path, {**make_config(*entries, history=history), "tools": TOOLS if "tools" in case else {}})
     stream = case == "streamed"
     async with open_gateway(load_config(make_environment(tmp_path))) as gateway:
         gateway.upstream.policy = RetryPolicy(base_delay=0.001)
@@ -90,10 +99,19 @@ async def test_nothing_is_left_by_a_turn_cancelled_at_any_checkpoint(
             await _check_clean(gateway, upstream)
         left = trio.lowlevel.current_statistics().tasks_living - tasks
         assert upstream.open_connections >= left, "only the upstream's own tasks for kept-alive connections are left"
+        turns = await gateway.memory.show(caller.session)
     assert step > 5, "a turn has more checkpoints than that"
-    assert ["openai_sessions.journal", "openai_sessions.json", "openai_sessions.lock"] == sorted(
-        path.name for path in (tmp_path / ".picoclaw").iterdir() if path.name != "config.json"
-    )
+    home = tmp_path / ".picoclaw"
+    left_over = {"openai_sessions.journal", "openai_sessions.json", "openai_sessions.lock", "openai_history"}
+    assert left_over == {path.name for path in home.iterdir()} - {"config.json", "workspace"}
+    assert {".jsonl", ".lock"} >= {path.suffix for path in (home / "openai_history").iterdir()}
+    written = {str(path.relative_to(home)) for path in (home / "workspace").rglob("*")}
+    assert ({"workspace/a", "workspace/a/b"} if "tools" in case else set()) == written
+    # Turns are kept whole or not at all.
+    roles = ["user", "assistant", *(["tool", "tool", "assistant"] if "tools" in case else [])]
+    kept = [said.message.role for said in turns]
+    assert roles * (len(kept) // len(roles)) == kept
+    assert (history == "session") == bool(kept)
 
 
 async def _check_clean(gateway: Gateway, upstream: ScriptedUpstream) -> None:

@@ -237,7 +237,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) 
         ],
         "version": 4,
         "agents": {"defaults": {"model_name": "k", "model_fallbacks": ["m", 1, "l"]}, "list": [{"model": "j"}]},
-        "gateway": {"port": 70000, "openai_api": {"max_wait": 0, "history": "session"}},
+        "gateway": {"port": 70000, "openai_api": {"max_wait": 0, "history": "server"}},
     }
     assert [
         ("$.model_list[0].api_base", "must begin with http:// or https://"),
@@ -257,7 +257,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) 
         ("$.agents.list[0].model", '"j" is not a model_name of model_list'),
         ("$.gateway.port", "must be between 0 and 65535"),
         ("$.gateway.openai_api.max_wait", "must be greater than 0"),
-        ("$.gateway.openai_api.history", 'must be "client"'),
+        ("$.gateway.openai_api.history", 'must be "client" or "session"'),
     ] == problems(tmp_path, content)
 
 
@@ -271,7 +271,7 @@ def test_error_names_the_file_and_each_address(tmp_path: Path) -> None:
     [
         ("model_scope", "gobal"),
         ("model_scope", "Global"),
-        ("history", "session"),
+        ("history", "server"),
         ("on_disconnect", "wait"),
         ("max_body_bytes", 0),
         ("body_timeout", 0),
@@ -353,7 +353,7 @@ def test_parts_of_picoclaw_that_we_lack_are_passed_over_with_one_debug_line(
         {
             "_comment": "x",
             "channels": {"telegram": {"token": 5}},
-            "tools": None,
+            "tools": {"cron": {}, "exec": {"enabled": True}, "mcp": {"discovery": {}}},
             "gateway": {"hot_reload": True, "_comment": ""},
             "agents": {"dispatch": {}, "defaults": {"split_on_marker": True}, "list": [{"skills": []}, {"skills": []}]},
         },
@@ -362,7 +362,8 @@ def test_parts_of_picoclaw_that_we_lack_are_passed_over_with_one_debug_line(
         (
             "picoclaw_trio.config",
             logging.DEBUG,
-            "keys of parts that this gateway does not have: channels, tools, gateway.hot_reload, agents.dispatch, "
+            "keys of parts that this gateway does not have: channels, tools.cron, tools.exec.enabled, "
+            "tools.mcp.discovery, gateway.hot_reload, agents.dispatch, "
             "agents.defaults.split_on_marker, agents.list[].skills",
         )
     ] == caplog.record_tuples
@@ -963,7 +964,7 @@ def test_example_shows_every_key_that_is_read() -> None:
 
 def test_example_shows_the_defaults_of_the_gateway(tmp_path: Path) -> None:
     gateway = load_example(tmp_path).gateway
-    chosen = ("enabled", "bearer_tokens", "streaming", "cors_origins", "session_ttl")
+    chosen = ("enabled", "bearer_tokens", "streaming", "cors_origins", "session_headers", "session_ttl")
     default = Config(None, tmp_path).gateway
     shown = attrs.evolve(gateway.openai_api, **{name: getattr(default.openai_api, name) for name in chosen})
     assert default == attrs.evolve(gateway, openai_api=shown)

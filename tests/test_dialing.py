@@ -22,6 +22,7 @@ from raw_upstream import (
 from picoclaw_trio.connections import ConnectionPool, open_pool
 from picoclaw_trio.connections.addresses import Address, parse_proxy, parse_url
 from picoclaw_trio.connections.dialing import ConnectError, Wire, dial, trust_system
+from picoclaw_trio.plain_socket import PlainSocket
 
 PROXIES = ("http", "https", "socks5")
 
@@ -64,10 +65,12 @@ async def dial_url(url: str, tls: ssl.SSLContext | None = None) -> Wire:
 async def test_stream_sends_at_once_and_notices_a_silent_death() -> None:
     async with open_upstream(always(answer())) as upstream:
         wire = await dial_url(upstream.url)
-        assert wire.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        assert wire.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert isinstance(wire.socket, PlainSocket)
+        sock = wire.socket.socket
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         if hasattr(socket, "TCP_KEEPIDLE"):
-            assert 60 == wire.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+            assert 60 == sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
         wire.close()
         await upstream.wait_open(0)
 

@@ -271,3 +271,44 @@ async def test_cancelled_write_leaves_the_stream_usable_for_its_error(autojump_c
     assert await events.fail(b"{}")
 
     assert body(b"data: {}\n\n", more=False) == client.messages[-1]
+
+
+async def test_comments_last_as_long_as_the_block(autojump_clock: MockClock) -> None:
+    client = Client()
+    events = open_stream(client)
+    async with events.commented(10):
+        await trio.sleep(25)
+    await trio.sleep(BUSY)
+    assert COMMENT * 2 == client.body
+
+
+async def test_error_of_the_block_comes_out_as_it_is(autojump_clock: MockClock) -> None:
+    events = open_stream(Client())
+    with pytest.raises(ZeroDivisionError):
+        async with events.commented(10):
+            raise ZeroDivisionError
+    assert not await events.fail(b"{}")
+
+
+async def test_error_of_the_block_waits_until_a_comment_is_out(autojump_clock: MockClock) -> None:
+    async def fail_in_the_middle_of_a_comment() -> None:
+        async with events.commented(10):
+            await trio.sleep(50)
+            raise ZeroDivisionError
+
+    client = Client(delay=100)
+    events = open_stream(client)
+    with pytest.raises(ZeroDivisionError):
+        await fail_in_the_middle_of_a_comment()
+    assert await events.fail(b"{}")
+    assert COMMENT + b"data: {}\n\n" == client.body
+
+
+async def test_cancelled_block_ends_with_its_comments(autojump_clock: MockClock) -> None:
+    client = Client(delay=BUSY)
+    events = open_stream(client)
+    with trio.move_on_after(50) as scope:
+        async with events.commented(10):
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+    assert 50 == trio.current_time()

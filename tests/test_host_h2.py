@@ -163,6 +163,40 @@ async def test_http2_application_is_let_go_when_the_client_leaves(size: int) -> 
             await ended.wait()
 
 
+@pytest.mark.parametrize("in_pieces", [False, True])
+async def test_http2_requests_under_way_and_new_ones_are_answered_to_the_end_while_the_server_stops(
+    in_pieces: bool,
+) -> None:
+    began, go_on = trio.Event(), trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/slow":
+            began.set()
+            await go_on.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"whole", "more_body": in_pieces})
+        if in_pieces:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    stopping = trio.Event()
+
+    async def serve(task_status: trio.TaskStatus[int]) -> None:
+        async with serving(answering(app), graceful_timeout=WAIT) as port:
+            task_status.started(port)
+            await stopping.wait()
+
+    async with trio.open_nursery() as nursery, connect2(await nursery.start(serve)) as client:
+        slow = client.open_stream((":path", "/slow"))
+        await client.flush()
+        await began.wait()
+        stopping.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert b"whole" == (await client.read_answer(client.open_stream())).body
+        go_on.set()
+        assert b"whole" == (await client.read_answer(slow)).body
+        await Client(client.stream).read_to_the_end()
+
+
 @pytest.mark.parametrize("cancelled", [False, True])
 async def test_http2_answer_that_is_left_unfinished_is_reset(cancelled: bool) -> None:
     async def crash(scope: Any, receive: Any, send: Any) -> None:

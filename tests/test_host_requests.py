@@ -128,3 +128,27 @@ async def test_disconnect_wakes_who_waits_on_either_side() -> None:
                 nursery.start_soon(waiter, inbox)
                 await trio.testing.wait_all_tasks_blocked()
                 inbox.close()
+
+
+async def test_attached_application_is_handed_what_waits_and_then_all_that_comes() -> None:
+    inbox = Inbox(1)
+    taken: list[Any] = []
+    async with trio.open_nursery() as nursery:
+        for number in range(2):
+            nursery.start_soon(inbox, piece(number))
+            await trio.testing.wait_all_tasks_blocked()
+        inbox.attach(taken.append)
+    for number in range(2, 5):  # more than there is room for
+        await inbox(piece(number))
+    inbox.close()
+    await inbox(piece(5))
+    assert [*map(piece, range(5)), DISCONNECT] == taken
+
+
+async def test_application_that_is_attached_late_learns_that_the_client_has_gone() -> None:
+    inbox = Inbox(1)
+    taken: list[Any] = []
+    inbox.close()
+    inbox.attach(taken.append)
+    assert [DISCONNECT] == taken
+    assert DISCONNECT == await inbox.receive()

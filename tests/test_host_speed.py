@@ -18,8 +18,6 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config, Sockets
 from hypercorn.trio.run import worker_serve
 
-from picoclaw_trio.host_speed import PlainSocket
-
 # struct tcp_info of Linux: of a connection, packets with data that came in; of a listener, its backlog.
 DATA_SEGMENTS_IN, BACKLOG = 152, 28
 MOST = int(Path("/proc/sys/net/core/somaxconn").read_text())
@@ -156,49 +154,7 @@ async def test_stream_does_not_keep_the_others_waiting() -> None:
         assert b"answer" == (await other.ask()).body
 
 
-# The socket
-
-
-async def pair() -> tuple[PlainSocket, trio.SocketStream]:
-    ours, theirs = socket.socketpair()
-    return PlainSocket(ours), trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
-
-
-async def test_socket_writes_all_to_a_slow_reader() -> None:
-    ours, theirs = await pair()
-    data = bytes(range(256)) * 2**14
-    received = bytearray()
-    async with ours, theirs, trio.open_nursery() as nursery:
-        nursery.start_soon(ours.send_all, data)
-        while len(received) < len(data):
-            received += await theirs.receive_some()
-    assert data == received
-
-
-async def test_socket_that_is_closed_wakes_its_reader() -> None:
-    ours, theirs = await pair()
-    async with theirs, trio.open_nursery() as nursery:
-
-        async def read() -> None:
-            with pytest.raises(trio.ClosedResourceError):
-                await ours.receive_some(1)
-
-        nursery.start_soon(read)
-        await trio.testing.wait_all_tasks_blocked()
-        await ours.aclose()
-        with pytest.raises(trio.ClosedResourceError):
-            await ours.receive_some(1)
-        with pytest.raises(trio.BrokenResourceError):
-            ours.send_nowait(b"x")
-
-
-async def test_socket_whose_other_side_is_gone_says_so() -> None:
-    ours, theirs = await pair()
-    await theirs.aclose()
-    async with ours:
-        assert b"" == await ours.receive_some(1)
-        with pytest.raises(trio.BrokenResourceError):
-            ours.send_nowait(b"x")
+# Unix sockets
 
 
 async def test_unix_socket_is_served(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import trio
@@ -12,6 +14,7 @@ from quart_trio import QuartTrio
 
 from picoclaw_trio import host
 from picoclaw_trio.event_stream import EventStream
+from picoclaw_trio.host_requests import Inbox
 from picoclaw_trio.http_messages import Connection, HttpAnswer, HttpRequest
 
 View = Callable[[HttpRequest], Awaitable[HttpAnswer | None]]
@@ -106,26 +109,76 @@ async def test_body_is_read_whole_and_again() -> None:
             assert body == (await client.ask(head + body)).body
 
 
-@pytest.mark.parametrize("request_", [GET, GET.replace(b"Host", b"Expect: 100-continue\r\nHost")])
-async def test_what_runs_in_the_request_s_nursery_ends_with_the_answer(request_: bytes) -> None:
-    started, ended = trio.Event(), trio.Event()
+async def test_client_that_leaves_in_the_middle_of_its_body_cancels_its_request() -> None:
+    began, cancelled = trio.Event(), trio.Event()
 
-    async def child() -> None:
-        started.set()
+    async def view(request: HttpRequest) -> None:
+        began.set()
         try:
-            await trio.sleep_forever()
+            await request.body.read(WAIT)
         finally:
-            ended.set()
+            cancelled.set()
+
+    async with serving(App(view)) as port:
+        async with connect(port) as client:
+            await client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbo")
+            await began.wait()
+        with trio.fail_after(WAIT):
+            await cancelled.wait()
+
+
+async def test_client_that_left_before_its_request_began_cancels_it() -> None:
+    inbox, sent, scopes = Inbox(10), [], []
 
     async def view(request: HttpRequest) -> HttpAnswer:
-        request.nursery.start_soon(child)
-        await started.wait()
-        return HttpAnswer(200, b"hello")
+        scopes.append(trio.current_effective_deadline())
+        await trio.lowlevel.checkpoint()
+        return HttpAnswer(200, b"to nobody")
+
+    async def send(message: object) -> None:
+        sent.append(message)
+
+    await inbox({"type": "http.request", "body": b"", "more_body": False})
+    inbox.close()
+    scope: Any = {"type": "http", "path": "/", "headers": []}
+    await Connection(App(view), scope)(inbox.receive, send)
+    assert [-math.inf] == scopes
+    assert [] == sent
+
+
+async def test_end_of_an_answer_does_not_cancel_what_the_request_still_does() -> None:
+    finished = trio.Event()
+
+    async def view(request: HttpRequest) -> None:
+        events = EventStream(request.send, list)
+        await events.end(b"all")
+        await trio.lowlevel.checkpoint()
+        finished.set()
 
     async with serving(App(view)) as port, connect(port) as client:
-        assert b"hello" == (await client.ask(request_)).body
+        await client.send(GET)
+        await client.read_until(b"0\r\n\r\n")
         with trio.fail_after(WAIT):
-            await ended.wait()
+            await finished.wait()
+
+
+async def test_body_that_nobody_reads_holds_up_neither_the_answer_nor_the_client_s_leaving() -> None:
+    went_on, cancelled = trio.Event(), trio.Event()
+
+    async def view(request: HttpRequest) -> HttpAnswer:
+        try:
+            await went_on.wait()
+            await trio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with serving(App(view)) as port:
+        async with connect(port) as client:
+            await client.send(head + b"1\r\nx\r\n" * 1000)
+            went_on.set()
+        with trio.fail_after(WAIT):
+            await cancelled.wait()
 
 
 async def test_server_that_says_nothing_after_the_answer_is_not_waited_for() -> None:

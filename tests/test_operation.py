@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
+import httpx2
 import orjson
 import pytest
 import trio
-from fakes import ScriptedUpstream, answers, hangs, says
+from fakes import Exchange, ScriptedUpstream, answers, hangs, says
 from harness import (
     HEADERS,
     KINDS,
@@ -20,6 +22,7 @@ from harness import (
     entry,
     make_config,
     open_client,
+    open_process,
     open_server,
     serve_here,
     write_config,
@@ -73,6 +76,61 @@ async def test_changed_file_is_read_again_and_a_bad_one_is_told(
             write_config(tmp_path, make_config(entry("new", upstream.url)))
             await wait_logged(server, b"configuration reloaded")
             assert 200 == (await client.post(PATH, json=ask(model="new"))).status_code
+
+
+FAILING = """
+import sys
+from pathlib import Path
+from picoclaw_trio import server
+from picoclaw_trio.config import load_config
+
+class Bug(Exception): ...
+
+def load():
+    if read:
+        raise Bug
+    read.append(True)
+    return load_config()
+
+read = []
+try:
+    server.run_gateway(load, lambda config, addresses: print("Serving", *addresses, file=sys.stderr, flush=True))
+except server.FailedError as error:
+    sys.exit(str(error.message))
+"""
+
+
+async def test_server_with_a_failed_task_lets_turns_finish_and_ends_with_status_1(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    """Or nobody would watch the configuration, the connections and the grace period any more."""
+    go_on = trio.Event()
+
+    async def says_later(exchange: Exchange) -> None:
+        await go_on.wait()
+        await says("Hello!")(exchange)
+
+    upstream.scripts = [says_later]
+    config = make_config(entry("one", upstream.url))
+    async with (
+        open_process(tmp_path, config, [sys.executable, "-c", FAILING]) as server,
+        open_client(server.url) as client,
+        trio.open_nursery() as nursery,
+    ):
+        answers: list[httpx2.Response] = []
+
+        async def post() -> None:
+            answers.append(await client.post(PATH, json=ask()))
+
+        nursery.start_soon(post)
+        await upstream.wait_asked()
+        write_config(tmp_path, config)
+        await wait_logged(server, b"a task of the server has failed")
+        go_on.set()
+        with trio.fail_after(WAIT):
+            assert 1 == await server.process.wait()
+    assert [200] == [answer.status_code for answer in answers]
+    assert server.log.endswith(b"Its log has the details.\n")
 
 
 # Wrong tokens

@@ -6,10 +6,7 @@ import math
 import os
 import random
 import signal
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_upstream import run_cancelled_at
+from small_disk import SmallDisk
 from state_disks import (
     ALWAYS,
     NEVER,
@@ -315,52 +313,6 @@ async def test_fold_without_room_is_no_problem_and_is_not_tried_all_the_time(tmp
         assert 1 <= disk.steps.count("create") <= 6
         disk.refused = set()
     assert {"openai:a": "m63"} == await found(tmp_path)
-
-
-@attrs.define
-class SmallDisk:
-    """A folder on a disk that can be filled up, be emptied, or be made read-only."""
-
-    home: Path
-    disk: WatchedDisk
-    fill: Callable[[], None]
-    empty: Callable[[], None]
-    protect: Callable[[], None]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    """A real file system of 256 kB, where one may mount; else a disk that refuses."""
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "t", tmp_path]).returncode:
-        yield _pretended_disk(tmp_path)
-        return
-
-    def fill() -> None:
-        with suppress(OSError), (tmp_path / "filler").open("wb", buffering=0) as file:
-            while file.write(b"x" * 4096):
-                pass
-
-    def protect() -> None:
-        subprocess.run(["mount", "-o", "remount,ro", tmp_path], check=True)
-
-    yield SmallDisk(tmp_path / "home", WatchedDisk(), fill, (tmp_path / "filler").unlink, protect)
-    subprocess.run(["umount", tmp_path], check=True)
-
-
-def _pretended_disk(path: Path) -> SmallDisk:
-    disk = RefusingDisk()
-
-    def refuse(code: int, *steps: str) -> None:
-        disk.code, disk.refused = code, set(steps)
-
-    full, protected = ("write", "create"), ("write", "create", "lock", "rename", "remove")
-    return SmallDisk(
-        path / "home",
-        disk,
-        partial(refuse, errno.ENOSPC, *full),
-        partial(refuse, 0),
-        partial(refuse, errno.EROFS, *protected),
-    )
 
 
 async def test_full_disk_refuses_changes_until_there_is_room(small_disk: SmallDisk) -> None:

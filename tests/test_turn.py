@@ -33,6 +33,10 @@ def send_own_calls(turn: Turn) -> None:
     turn.on_reply(calling(OWN_CALL))
 
 
+def send_mixed_calls(turn: Turn) -> None:
+    turn.on_reply(calling(OWN_CALL, CLIENTS_CALL))
+
+
 def send_too_many(turn: Turn) -> None:
     turn.max_steps = turn.steps + 1
     turn.on_reply(calling(OWN_CALL))
@@ -42,20 +46,30 @@ def send_too_many(turn: Turn) -> None:
 SEND: dict[Input, Callable[[Turn], None]] = {
     "answer": send_answer,
     "own_calls": send_own_calls,
+    "mixed_calls": send_mixed_calls,
     "too_many_steps": send_too_many,
     "results": Turn.on_results,
     "failure": Turn.on_failure,
 }
 # {state: inputs that lead there from the start}
-LEAD: dict[State, list[Input]] = {"asking": [], "running": ["own_calls"], "done": ["answer"], "failed": ["failure"]}
+LEAD: dict[State, list[Input]] = {
+    "asking": [],
+    "running": ["own_calls"],
+    "finishing": ["mixed_calls"],
+    "done": ["answer"],
+    "failed": ["failure"],
+}
 CELLS = [(state, given) for state in get_args(State) for given in get_args(Input)]
 EXPECTED: dict[tuple[State, Input], State] = {
     ("asking", "answer"): "done",
     ("asking", "own_calls"): "running",
+    ("asking", "mixed_calls"): "finishing",
     ("asking", "too_many_steps"): "failed",
     ("asking", "failure"): "failed",
     ("running", "results"): "asking",
     ("running", "failure"): "failed",
+    ("finishing", "results"): "done",
+    ("finishing", "failure"): "failed",
 }
 
 
@@ -69,7 +83,7 @@ def give(turn: Turn, input: Input) -> None:
 
 
 def turn_in(state: State) -> Turn:
-    turn = Turn(own_tools={"look"})
+    turn = Turn(own_tools={"look"}, client_tools={"buy"})
     for step in LEAD[state]:
         give(turn, step)
     assert state == turn.state
@@ -94,7 +108,7 @@ def test_each_cell_leads_where_the_table_says_and_a_missing_one_raises(state: St
 
 @given(st.lists(st.sampled_from(get_args(Input)), max_size=12))
 def test_any_order_of_inputs_follows_the_table_to_the_first_missing_cell(inputs: list[Input]) -> None:
-    turn = Turn(own_tools={"look"})
+    turn = Turn(own_tools={"look"}, client_tools={"buy"})
     state: State = "asking"
     for step in inputs:
         if (state, step) not in EXPECTED:
@@ -118,19 +132,19 @@ def test_a_reply_without_calls_is_the_answer() -> None:
 def test_calls_of_null_or_none_are_no_calls(calls: Json) -> None:
     reply = Reply({"role": "assistant", "content": "Hi", "tool_calls": calls}, "stop")
 
-    assert Answer(reply) == Turn(own_tools={"look"}).on_reply(reply)
+    assert Answer(reply) == Turn(own_tools={"look"}, client_tools={"buy"}).on_reply(reply)
 
 
 def test_calls_of_the_clients_tools_are_the_answer() -> None:
     reply = calling(CLIENTS_CALL)
 
-    assert Answer(reply) == Turn(own_tools={"look"}).on_reply(reply)
+    assert Answer(reply) == Turn(own_tools={"look"}, client_tools={"buy"}).on_reply(reply)
 
 
 def test_a_call_that_is_no_function_is_the_clients() -> None:
     reply = calling(CUSTOM_CALL)
 
-    assert Answer(reply) == Turn(own_tools={"look"}).on_reply(reply)
+    assert Answer(reply) == Turn(own_tools={"look"}, client_tools={"buy"}).on_reply(reply)
 
 
 def test_without_tools_of_our_own_all_calls_are_the_clients() -> None:
@@ -140,15 +154,35 @@ def test_without_tools_of_our_own_all_calls_are_the_clients() -> None:
 
 
 def test_calls_of_our_own_tools_are_to_be_run() -> None:
-    turn = Turn(own_tools={"look"}, max_steps=2)
+    turn = Turn(own_tools={"look"}, client_tools={"buy"}, max_steps=2)
 
     assert RunTools([OWN_CALL, OWN_CALL]) == turn.on_reply(calling(OWN_CALL, OWN_CALL))
     assert "running" == turn.state
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_of_calls_of_both_ours_are_run_and_the_reply_is_the_answer_also_at_the_last_step(steps: int) -> None:
+    turn = Turn(own_tools={"look"}, client_tools={"buy"}, max_steps=steps)
+
+    assert RunTools([OWN_CALL], is_last=True) == turn.on_reply(calling(OWN_CALL, CLIENTS_CALL))
+    turn.on_results()
+    assert "done" == turn.state
+
+
+def test_a_call_of_a_name_that_nobody_knows_is_ours_to_answer() -> None:
+    lost: dict[str, Json] = {"id": "4", "type": "function", "function": {"name": "lok", "arguments": "{}"}}
+
+    assert RunTools([lost]) == Turn(own_tools={"look"}, client_tools={"buy"}, max_steps=2).on_reply(calling(lost))
+
+
+@pytest.mark.parametrize("function", [None, "look", []])
+def test_a_call_without_a_function_is_not_ours(function: Json) -> None:
+    assert not Turn(own_tools={"look"}).is_own({"id": "5", "type": "function", "function": function})
+
+
 @pytest.mark.parametrize("max_steps", [1, 2, 5])
 def test_the_last_step_permitted_may_answer_but_not_call(max_steps: int) -> None:
-    turn = Turn(own_tools={"look"}, max_steps=max_steps)
+    turn = Turn(own_tools={"look"}, client_tools={"buy"}, max_steps=max_steps)
     for _ in range(max_steps - 1):
         turn.on_reply(calling(OWN_CALL))
         turn.on_results()
@@ -163,7 +197,7 @@ def test_the_last_step_permitted_may_answer_but_not_call(max_steps: int) -> None
 
 
 def test_the_last_step_permitted_answers() -> None:
-    turn = Turn(own_tools={"look"}, max_steps=2)
+    turn = Turn(own_tools={"look"}, client_tools={"buy"}, max_steps=2)
     turn.on_reply(calling(OWN_CALL))
     turn.on_results()
 

@@ -13,10 +13,11 @@ from raw_upstream import run_cancelled_at
 from trio.testing import MockClock
 
 from picoclaw_trio.config import Config, ModelConfig, Secret
+from picoclaw_trio.drive import drive
 from picoclaw_trio.errors import UPSTREAM_FAILURES, UpstreamError
 from picoclaw_trio.health import COOL_DOWNS
 from picoclaw_trio.http_target import Take
-from picoclaw_trio.pipeline import TurnPlan, drive
+from picoclaw_trio.plan import Caller, TurnPlan
 from picoclaw_trio.replies import Delta, ExtraDelta, Progress, ReplyStarted, TextDelta, ToolCallDelta, Usage
 from picoclaw_trio.routing import FALL_BACK, GIVE_UP, ON_FAILURE, RETRY, Route, Router, Target
 from picoclaw_trio.state.sessions import NO_CHANGE
@@ -456,7 +457,7 @@ async def test_target_without_time_for_a_pause_is_left_for_the_next(autojump_clo
 async def test_turn_ends_at_its_deadline_at_the_latest(outcome: Outcome, autojump_clock: MockClock) -> None:
     fake = FakeTargets({"a": [outcome], "b": [fails("timeout", after=100.0)]})
     plan = TurnPlan(
-        session="openai:default",
+        caller=Caller("openai:default", None, 0),
         alias="a",
         conversation=(),
         parameters={},

@@ -3,7 +3,16 @@
 from .judge import load_config
 from .models import ModelConfig
 from .secret import Secret
-from .sources import config_home, config_path, create_first_config
+from .sources import (
+    config_home,
+    config_path,
+    create_config,
+    create_first_config,
+    expand,
+    first_config,
+    make_folders,
+    write_new,
+)
 from .tools import Door, ExecConfig, McpConfig, McpServerConfig, ToolsConfig, WebFetchConfig
 from .values import (
     AgentConfig,
@@ -31,6 +40,11 @@ __all__ = [
     "WebFetchConfig",
     "config_home",
     "config_path",
+    "create_config",
     "create_first_config",
+    "expand",
+    "first_config",
     "load_config",
+    "make_folders",
+    "write_new",
 ]

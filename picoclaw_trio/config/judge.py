@@ -31,7 +31,7 @@ from .sources import (
     read_secret,
 )
 from .strict import Place, Tray, Wrong, address, did_you_mean, expect, quoted, strict_converter, wrong
-from .tools import ExecConfig, McpConfig, McpServerConfig, ToolsConfig, WebFetchConfig
+from .tools import ExecConfig, McpConfig, McpServerConfig, ToolsConfig, WebFetchConfig, check_server
 from .values import (
     AgentConfig,
     AgentDefaults,
@@ -105,6 +105,9 @@ def _judge(json: dict[str, Any], path: Path, environ: Mapping[str, str]) -> Conf
     _check_aliases(json, tray)
     for place, entry in _entries(json):
         _check_target(place, entry, tray, path)
+    for name, server in _dict(_dict(_dict(json.get("tools")).get("mcp")).get("servers")).items():
+        with tray.at("tools", "mcp", "servers", name):
+            check_server(_dict(server))
     if passed_over:
         log.debug("keys of parts that this gateway does not have: %s", ", ".join(dict.fromkeys(passed_over)))
     if file is None or tray.found or problems:

@@ -176,44 +176,68 @@ def _put(json: dict[str, Any], place: tuple[str, ...], value: Any) -> bool:
 def create_first_config(path: Path) -> str:
     """Write a configuration that works on a bare machine: on loopback, with the model ``echo``, for a fresh token.
 
-    Only its owner can read the file, and its folder if that was not there; both are on disk before this returns.
-
     Returns:
         the token.
+
+    Raises:
+        FileExistsError, ConfigError: see ``create_config``.
+    """
+    first = first_config()
+    create_config(path, first)
+    return str(first["gateway"]["openai_api"]["bearer_tokens"][0])
+
+
+def first_config() -> dict[str, Any]:
+    """What ``create_first_config`` writes."""
+    openai_api = {"enabled": True, "bearer_tokens": [f"sk-{secrets.token_urlsafe(32)}"]}
+    return {
+        "gateway": {"host": "127.0.0.1", "port": 18790, "openai_api": openai_api},
+        "agents": {"defaults": {"model_name": "echo"}},
+        "model_list": [{"model_name": "echo", "model": "echo/echo"}],
+    }
+
+
+def create_config(path: Path, json: Mapping[str, Any]) -> None:
+    """Write a new configuration.
+
+    Only its owner can read the file, and its folder if that was not there; both are on disk before this returns.
 
     Raises:
         FileExistsError: there is one already, which is left as it is.
         ConfigError: it could not be written, and nothing is left of it.
     """
-    token = f"sk-{secrets.token_urlsafe(32)}"
-    openai_api = {"enabled": True, "bearer_tokens": [token]}
-    first = {
-        "gateway": {"host": "127.0.0.1", "port": 18790, "openai_api": openai_api},
-        "agents": {"defaults": {"model_name": "echo"}},
-        "model_list": [{"model_name": "echo", "model": "echo/echo"}],
-    }
     try:
-        _write_new(path, orjson.dumps(first, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        make_folders(path.parent)
+        write_new(path, orjson.dumps(json, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     except FileExistsError:
         raise
     except OSError as exc:
         raise ConfigError(str(path), (Problem("$", f"cannot be written: {exc.strerror}"),)) from exc
-    return token
 
 
-def _write_new(path: Path, content: bytes) -> None:
-    is_new_folder = not path.parent.is_dir()
-    with suppress(FileExistsError):  # by a folder, or by what makes the next line fail
-        path.parent.mkdir(mode=0o700, parents=True)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+def make_folders(folder: Path, note: Callable[[Path], object] = lambda made: None) -> None:
+    """Make *folder* and what is missing above it, for its owner alone and on disk; *note* is told each at once."""
+    for missing in reversed([each for each in (folder, *folder.parents) if not each.is_dir()]):
+        with suppress(FileExistsError):  # by a folder, or by what makes the next step fail
+            missing.mkdir(mode=0o700)
+            note(missing)
+            _sync_folder(missing.parent)
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that only its owner can read; it is on disk before this returns.
+
+    Raises:
+        FileExistsError: there is something of that name already, which is left as it is.
+        OSError: it could not be written, and nothing is left of it.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(fd, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(fd)
         _sync_folder(path.parent)
-        if is_new_folder:
-            _sync_folder(path.parent.parent)
     except BaseException:
         path.unlink(missing_ok=True)
         raise

@@ -125,6 +125,21 @@ class McpServerConfig:
     timeout: Seconds = 60.0
 
 
+def check_server(entry: Mapping[str, object]) -> None:
+    """An MCP server, as the file has it, says how it is to be reached.
+
+    Raises:
+        Wrong: it does not, or in two ways at once.
+    """
+    kind, command, url = entry.get("type"), entry.get("command"), entry.get("url")
+    if command and url:
+        raise wrong("has both a command and a url")
+    if not (command or url):
+        raise wrong("has neither a command nor a url")
+    if kind and bool(command) != (kind == "stdio"):
+        raise wrong(f"is of type {quoted(str(kind))}, which needs a {'command' if kind == 'stdio' else 'url'}")
+
+
 @attrs.frozen
 class McpConfig:
     """``tools.mcp``: servers of the Model Context Protocol. Off unless ``enabled``."""
@@ -139,12 +154,14 @@ class ToolsConfig:
 
     Attributes:
         max_parallel: calls of one turn that run side by side.
+        max_running: calls of all turns that run side by side, in one process; others wait for them.
         timeout: seconds that any one call may take.
         max_result_chars: of one call's result; the middle of a longer one is left out.
     """
 
     allow: AllowConfig = AllowConfig()
     max_parallel: Count = 4
+    max_running: Count = 32
     timeout: Seconds = 120.0
     max_result_chars: Count = 64_000
     exec: ExecConfig = ExecConfig()

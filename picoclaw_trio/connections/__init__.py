@@ -2,7 +2,7 @@
 
 from .addresses import Url, parse_proxy, parse_url
 from .dialing import ConnectError, ExchangeError
-from .exchange import ConnectionLost, ProtocolError, Response, ResponseTooLarge, TimedOut
+from .exchange import ConnectionLost, Headers, ProtocolError, Response, ResponseTooLarge, TimedOut
 from .pool import ConnectionPool, Statistics, Timeouts, open_pool
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "ConnectionLost",
     "ConnectionPool",
     "ExchangeError",
+    "Headers",
     "ProtocolError",
     "Response",
     "ResponseTooLarge",

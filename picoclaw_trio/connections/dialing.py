@@ -20,6 +20,7 @@ import h11
 import trio
 import truststore
 
+from ..plain_socket import PlainSocket
 from .addresses import Address, Proxy, parse_ip
 
 Trust: TypeAlias = Callable[[], ssl.SSLContext]
@@ -50,10 +51,17 @@ class ConnectError(ExchangeError):
 
 @attrs.frozen(eq=False)
 class Wire:
-    """An open stream and the socket at its bottom, so that it can be closed without waiting for anybody."""
+    """An open stream and the socket at its bottom, the same where there is no TLS. It can be closed without waiting."""
 
-    stream: trio.abc.Stream
-    socket: trio.socket.SocketType
+    stream: PlainSocket | trio.abc.Stream
+    socket: PlainSocket | trio.socket.SocketType
+
+    async def send_all(self, data: bytes | memoryview) -> None:
+        """Send; a checkpoint only where that has to wait."""
+        if isinstance(self.stream, PlainSocket):
+            data = data[self.stream.send_nowait(data) :]
+        if data:
+            await self.stream.send_all(data)
 
     def close(self) -> None:
         """Close at once. TLS gets no goodbye: where an HTTP/1.1 message ends does not depend on one."""
@@ -88,7 +96,11 @@ async def dial(address: Address, proxy: Proxy | None, trust: Trust) -> Wire:
     tcp = await _connect(proxy.address if proxy else address)
     try:
         _keep_alive(tcp)
-        return Wire(await _climb(tcp, address, proxy, trust), tcp.socket)
+        stream = await _climb(tcp, address, proxy, trust)
+        if stream is not tcp:
+            return Wire(stream, tcp.socket)
+        plain = PlainSocket(socket.socket(fileno=tcp.socket.detach()))
+        return Wire(plain, plain)
     except BaseException as exc:
         tcp.socket.close()
         if isinstance(exc, trio.BrokenResourceError):

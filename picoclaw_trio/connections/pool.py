@@ -13,6 +13,7 @@ h11 over Trio's streams 203 / 146 and 208 / 127.
 
 from __future__ import annotations
 
+import math
 import ssl
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
@@ -25,6 +26,7 @@ import trio
 from .addresses import Address, Proxy, Url, environment_proxy, parse_proxy
 from .dialing import ConnectError, dial, trust_system
 from .exchange import Connection, ConnectionLost, Headers, Response, TimedOut
+from .heads import write_head
 
 
 @attrs.frozen
@@ -33,7 +35,8 @@ class Timeouts:
 
     Attributes:
         connect: name lookup, TCP, proxy and TLS together.
-        answer: from the first byte of the request sent to the answer's head received.
+        answer: from the first byte of the request sent to the answer's head received; inf where the caller has a limit
+            of his own, since a second one takes 1 % of a request's processor time.
         read: from one piece of the answer to the next.
     """
 
@@ -115,9 +118,9 @@ class ConnectionPool:
         Cancellation: the connection is closed at once, as it is when the answer is not read to its end.
         """
         lane = self._lane(url.address, proxy)
-        request = _request(url, lane.forwarder, headers, body)
-        connection, head = await self._exchange(lane, request, body, timeouts)
-        response = Response(head.status_code, head.headers, connection, timeouts.read, self._give_back)
+        head = write_head(url, lane.forwarder, tuple(headers), len(body))
+        connection, answer = await self._exchange(lane, head, body, timeouts)
+        response = Response(answer.status_code, answer.headers, connection, timeouts.read, self._give_back)
         try:
             yield response
             response.settle()
@@ -155,22 +158,24 @@ class ConnectionPool:
         return lane
 
     async def _exchange(
-        self, lane: Lane, request: h11.Request, body: bytes, timeouts: Timeouts
+        self, lane: Lane, head: bytes, body: bytes, timeouts: Timeouts
     ) -> tuple[Connection, h11.Response]:
         connection = self._take(lane)
         if connection is not None:
             try:
-                return connection, await self._ask(connection, request, body, timeouts.answer)
+                return connection, await self._ask(connection, head, body, timeouts.answer)
             except ConnectionLost:
                 if not connection.is_stale():
                     raise
         connection = await self._open(lane, timeouts.connect)
-        return connection, await self._ask(connection, request, body, timeouts.answer)
+        return connection, await self._ask(connection, head, body, timeouts.answer)
 
-    async def _ask(self, connection: Connection, request: h11.Request, body: bytes, seconds: float) -> h11.Response:
+    async def _ask(self, connection: Connection, head: bytes, body: bytes, seconds: float) -> h11.Response:
         try:
+            if seconds == math.inf:
+                return await connection.ask(head, body)
             with trio.move_on_after(seconds):
-                return await connection.ask(request, body)
+                return await connection.ask(head, body)
             raise TimedOut(connection.peer, "answer", seconds)
         except BaseException:
             self._drop(connection)
@@ -251,16 +256,3 @@ async def open_pool(
         yield pool
     finally:
         pool.close()
-
-
-def _request(url: Url, forwarder: Proxy | None, headers: Headers, body: bytes) -> h11.Request:
-    ours = [(b"host", url.authority), (b"accept-encoding", b"identity"), (b"content-length", b"%d" % len(body))]
-    target = url.target
-    if forwarder is not None:
-        target = b"http://" + url.authority + target
-        ours += forwarder.authorization()
-    try:
-        return h11.Request(method=b"POST", target=target, headers=[*ours, *headers])
-    except h11.LocalProtocolError:
-        # h11's text would show the header, and with it perhaps a key.
-        raise ValueError("one of the headers cannot be sent: a character, or a name that we set ourselves") from None

@@ -205,6 +205,24 @@ def hold_lock(disk: Disk, path: Path, timeout: float = LOCK_TIMEOUT) -> Iterator
         os.close(fd)
 
 
+def try_lock(disk: Disk, path: Path) -> int | None:
+    """Lock the file at *path*, made if need be; None if another holds it. To unlock, remove the file, then close it."""
+    while True:
+        fd = disk.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK)
+        try:
+            give_to_owner(fd, path.parent)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _has_name(fd, path):
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
 def _locked_file(disk: Disk, path: Path, deadline: float) -> int:
     """Open and lock; again if the file was replaced meanwhile, since then others lock another one."""
     while True:
@@ -212,13 +230,18 @@ def _locked_file(disk: Disk, path: Path, deadline: float) -> int:
         try:
             give_to_owner(fd, path.parent)
             _wait_lock(fd, path, deadline)
-            with suppress(FileNotFoundError):
-                if os.stat(path).st_ino == os.fstat(fd).st_ino:
-                    return fd
+            if _has_name(fd, path):
+                return fd
         except BaseException:
             os.close(fd)
             raise
         os.close(fd)
+
+
+def _has_name(fd: int, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.stat(path).st_ino == os.fstat(fd).st_ino
+    return False
 
 
 def _wait_lock(fd: int, path: Path, deadline: float) -> None:

@@ -77,6 +77,10 @@ class Place:
             raise self.wrong(_REASONS.get(exc.errno or 0) or os.strerror(exc.errno or errno.EIO).lower()) from exc
 
 
+def _absolute(path: Path) -> Path:
+    return path.absolute()
+
+
 @attrs.frozen
 class Sandbox:
     """A workspace as models may reach it. Its methods block: call them in a thread.
@@ -85,7 +89,7 @@ class Sandbox:
         root: the workspace's folder; it may be a link itself, and need not exist yet.
     """
 
-    root: Path = attrs.field(converter=lambda path: Path(path).absolute())
+    root: Path = attrs.field(converter=_absolute)
 
     def place(self, path: str) -> Place:
         """Take *path* apart. An absolute one must begin with the workspace's own.

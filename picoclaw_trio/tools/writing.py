@@ -85,10 +85,16 @@ def append_file(sandbox: Sandbox, place: Place, data: bytes) -> int:
                     give_to_owner(fd, folder)
                     sync_folder(folder)
             except BaseException:
-                if is_new and _stamp(os.fstat(fd))[:2] == (os.stat(name, dir_fd=folder).st_ino, 0):
-                    os.unlink(name, dir_fd=folder)
+                if is_new:
+                    _remove_empty(folder, name, os.fstat(fd))
                 raise
     return size
+
+
+def _remove_empty(folder: int, name: str, ours: os.stat_result) -> None:
+    now = _status(folder, name)
+    if now and (now.st_ino, now.st_size) == (ours.st_ino, 0):
+        os.unlink(name, dir_fd=folder)
 
 
 def _append(fd: int, data: bytes, place: Place) -> int:

@@ -6,20 +6,39 @@ Ten thousand requests by default; ``PICOCLAW_TEST_CHAOS`` asks for more or fewer
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import random
+import socket
+import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import attrs
 import httpx2
 import orjson
 import pytest
 import trio
-from fakes import Exchange, ScriptedUpstream, answers, completion, cuts, error_body, frame, hangs, streams, text_frames
-from harness import TOKEN, Server, ask, entry, make_config, open_client, open_server
-from test_load import MAX_GROWTH_BYTES, count_descriptors, resident_bytes
+from fakes import (
+    Asked,
+    Exchange,
+    ScriptedUpstream,
+    answers,
+    completion,
+    cuts,
+    error_body,
+    frame,
+    hangs,
+    streams,
+    text_frames,
+)
+from harness import TOKEN, Here, ask, entry, make_config, open_client, open_server, serve_here
+from serving import logged, port_of
+from test_load import MAX_GROWTH_BYTES, count_descriptors, resident_bytes, settle
+
+from picoclaw_trio.admission import AdmissionStatistics
 
 REQUESTS = int(os.environ.get("PICOCLAW_TEST_CHAOS", "10000"))
 SEED = int(os.environ.get("PICOCLAW_TEST_SEED", "1"))
@@ -29,19 +48,29 @@ PATH = "/v1/chat/completions"
 # What a whole, sane request may be answered with on such a day.
 EXPECTED = frozenset({200, 429, 502, 503, 504})
 WORST_HANG_UP = 1.0
+# The text of a request tells the upstream that its client will leave; a number that follows tells which request it is.
+STAYS, LEAVES = "Hello", "Bye"
+RESET = struct.pack("ii", 1, 0)
 
 
 def bad_upstream(dice: random.Random) -> Callable[[Exchange], Awaitable[None]]:
-    """A script that does something else each time."""
+    """A script that does something else each time, and for those who will leave often nothing at all."""
 
     async def delays(exchange: Exchange) -> None:
         await trio.sleep(dice.uniform(0, 0.05))
         await answers(200, completion())(exchange)
 
     async def cuts_within(exchange: Exchange) -> None:
+        await begins(exchange)
+        await exchange.cut()
+
+    async def stops_within(exchange: Exchange) -> None:
+        await begins(exchange)
+        await hangs(exchange)
+
+    async def begins(exchange: Exchange) -> None:
         await exchange.begin_events()
         await exchange.write(text_frames("Hel")[1])
-        await exchange.cut()
 
     whole = streams(*text_frames("Hel", "lo!"))
     acts = [
@@ -57,35 +86,42 @@ def bad_upstream(dice: random.Random) -> Callable[[Exchange], Awaitable[None]]:
         streams(frame({"error": {"message": "broke", "code": 503}})),
         cuts,
         cuts_within,
+        stops_within,
         hangs,
     ]
+    silences = [hangs, stops_within]
 
     async def script(exchange: Exchange) -> None:
-        await dice.choice(acts)(exchange)
+        is_silent = text_of(exchange.asked).startswith(LEAVES) and dice.random() < 0.8
+        await dice.choice(silences if is_silent else acts)(exchange)
 
     return script
+
+
+def text_of(asked: Asked) -> str:
+    return str(asked.body["messages"][-1]["content"])
 
 
 @attrs.define
 class Crowd:
     """Clients of all manners, and what they saw."""
 
-    server: Server
-    upstream: ScriptedUpstream
+    port: int
     dice: random.Random
     sent: int = 0  # whole heads of requests, each of which the server must count once
     left: int = 0  # of these, the ones whose client may have gone before the server took them up
+    left_at: dict[str, float] = attrs.field(factory=dict)  # {text of a request: Trio time of its client's hang-up}
     seen: Counter[int] = attrs.field(factory=Counter)
     complaints: list[str] = attrs.field(factory=list)
 
     def request(self, *, stream: bool = False, token: str = TOKEN, body: bytes | None = None) -> bytes:
-        body = orjson.dumps(ask("Hello", model="one", stream=stream)) if body is None else body
+        body = orjson.dumps(ask(STAYS, model="one", stream=stream)) if body is None else body
         head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n"
         return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
     async def exchange(self, data: bytes, *, end: bool = False) -> bytes:
         """Send, say that this was all if *end*, and read to the end."""
-        stream = await trio.open_tcp_stream("127.0.0.1", self.server.port)
+        stream = await trio.open_tcp_stream("127.0.0.1", self.port)
         async with stream:
             answer = b""
             try:
@@ -137,25 +173,45 @@ class Crowd:
             self.complaints.append(f"nonsense was answered with {answer[:200]!r}")
 
     async def hangs_up(self) -> None:
-        """Leave at any moment from the first byte of the body on."""
-        data = self.request(stream=self.dice.random() < 0.5)
-        whole = self.dice.random() < 0.7
+        """Leave at any moment from the first byte of the body on, in any way."""
+        text, data = self.last_request(stream=self.dice.random() < 0.5)
         head_end = data.index(b"\r\n\r\n") + 4
-        self.sent += 1
+        if self.dice.random() < 0.3:
+            data = data[: self.dice.randrange(head_end, len(data))]
+        else:  # what follows the request must not hide that its client has left
+            data += self.dice.choice([b"", b"", b"\r\n", b"GET / HT"])
         self.left += 1
-        stream = await trio.open_tcp_stream("127.0.0.1", self.server.port)
+        stream = await trio.open_tcp_stream("127.0.0.1", self.port)
         async with stream:
-            await stream.send_all(data if whole else data[: self.dice.randrange(head_end, len(data))])
+            await stream.send_all(data)
             with trio.move_on_after(self.dice.uniform(0, 0.1)):
                 await stream.receive_some()
+            self.left_at[text] = trio.current_time()
+            await self.dice.choice([closes, resets, half_closes])(stream)
 
     async def stalls(self) -> None:
-        """Ask for a stream and read none of it for a while."""
-        self.sent += 1
-        stream = await trio.open_tcp_stream("127.0.0.1", self.server.port)
+        """Ask for a stream, read none of it for a while, and leave."""
+        text, data = self.last_request(stream=True)
+        stream = await trio.open_tcp_stream("127.0.0.1", self.port)
         async with stream:
-            await stream.send_all(self.request(stream=True))
+            await stream.send_all(data)
             await trio.sleep(self.dice.uniform(0, 0.5))
+            self.left_at[text] = trio.current_time()
+
+    def last_request(self, *, stream: bool) -> tuple[str, bytes]:
+        """The text and the bytes of a request whose client will hang up.
+
+        Nothing but the hang-up ends the silence of model "two" within a second.
+        """
+        self.sent += 1
+        text = f"{LEAVES} {self.sent}"
+        return text, self.request(body=orjson.dumps(ask(text, model=self.dice.choice(["one", "two"]), stream=stream)))
+
+    async def live_all(self, requests: int) -> None:
+        left = [requests]
+        async with trio.open_nursery() as nursery:
+            for _ in range(CLIENTS):
+                nursery.start_soon(self.live, left)
 
     async def live(self, left: list[int]) -> None:
         manners = [
@@ -177,17 +233,35 @@ class Crowd:
                 self.complaints.append(f"{manner.__name__}: no answer within {PATIENCE} s")
 
 
-async def measure_hang_up(server: Server, upstream: ScriptedUpstream) -> float:
-    """Seconds from a client's hang-up to the end of its upstream connection, while the upstream is silent."""
-    upstream.scripts = [hangs]
-    count = len(upstream.asked)
-    stream = await trio.open_tcp_stream("127.0.0.1", server.port)
-    async with stream:
-        await stream.send_all(Crowd(server, upstream, random.Random()).request())
-        asked = await upstream.wait_asked(count + 1)
-    left_at = trio.current_time()
-    await asked.gone.wait()
-    return trio.current_time() - left_at
+async def closes(stream: trio.SocketStream) -> None:
+    await stream.aclose()
+
+
+async def resets(stream: trio.SocketStream) -> None:
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    await stream.aclose()
+
+
+async def half_closes(stream: trio.SocketStream) -> None:
+    """Say that nothing more will come, and see the server close."""
+    try:
+        await stream.send_eof()
+        while await stream.receive_some():
+            pass
+    except trio.BrokenResourceError:
+        pass  # it has closed already
+
+
+async def measure_hang_ups(crowd: Crowd, upstream: ScriptedUpstream) -> list[float]:
+    """Seconds from each hang-up to the end of each upstream connection that its request had then or got later.
+
+    Whoever left before an upstream was asked, or after it had answered, has none.
+    """
+    asked = [(each, crowd.left_at[text]) for each in upstream.asked if (text := text_of(each)) in crowd.left_at]
+    with trio.move_on_after(PATIENCE):
+        while any(math.isinf(each.ended_at) for each, _ in asked):
+            await trio.sleep(0.05)
+    return [each.ended_at - left_at for each, left_at in asked if each.ended_at > left_at]
 
 
 def counted(text: str) -> dict[int, int]:
@@ -208,32 +282,32 @@ async def read_settled_metrics(client: httpx2.AsyncClient) -> tuple[str, int]:
     raise AssertionError
 
 
-@pytest.mark.slow
-async def test_server_outlives_a_bad_day(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    dice = random.Random(SEED)
+def bad_day(upstream: ScriptedUpstream, dice: random.Random) -> dict[str, Any]:
+    """The configuration; the upstream's script is set."""
+    upstream.scripts = [bad_upstream(dice)]
     targets = [entry("one", upstream.url, request_timeout=0.5, fallbacks=["two"]), entry("two", upstream.url)]
     config = make_config(
         *targets, streaming=True, turn_timeout=3, wrong_tokens_per_minute=0, gateway={"log_level": "error"}
     )
     config["agents"] = {"defaults": {"max_llm_retries": 1, "llm_retry_backoff_secs": 0.02}}
-    async with open_server(tmp_path, config) as server:
-        crowd = Crowd(server, upstream, dice)
-        upstream.scripts = [bad_upstream(dice)]
-        left = [CLIENTS * 8]
-        async with trio.open_nursery() as nursery:
-            for _ in range(CLIENTS):
-                nursery.start_soon(crowd.live, left)
+    return config
+
+
+@pytest.mark.slow
+async def test_server_outlives_a_bad_day(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    dice = random.Random(SEED)
+    async with open_server(tmp_path, bad_day(upstream, dice)) as server:
+        crowd = Crowd(server.port, dice)
+        await crowd.live_all(CLIENTS * 8)
         memory, descriptors = resident_bytes(server), count_descriptors(server)
-        left[0] = REQUESTS
-        async with trio.open_nursery() as nursery:
-            for _ in range(CLIENTS):
-                nursery.start_soon(crowd.live, left)
-        worst = max([await measure_hang_up(server, upstream) for _ in range(20)])
-        crowd.sent += 20
-        print(f"{crowd.sent} requests, answers {dict(crowd.seen)}; slowest hang-up {worst:.3f} s")
+        await crowd.live_all(REQUESTS)
+        delays = await measure_hang_ups(crowd, upstream)
+        print(f"{crowd.sent} requests, answers {dict(crowd.seen)}")
+        print(f"{len(crowd.left_at)} hang-ups, {len(delays)} with an upstream at work: slowest {max(delays):.3f} s")
 
         assert [] == crowd.complaints
-        assert WORST_HANG_UP > worst
+        assert WORST_HANG_UP > max(delays)
+        assert len(crowd.left_at) / 5 < len(delays)
         async with open_client(server.url) as client:
             text, reads = await read_settled_metrics(client)
         counts = counted(text)
@@ -247,3 +321,26 @@ async def test_server_outlives_a_bad_day(tmp_path: Path, upstream: ScriptedUpstr
         assert MAX_GROWTH_BYTES > resident_bytes(server) - memory
         assert b"Traceback" not in server.log
         assert 0 == await server.stop()
+
+
+@pytest.mark.slow
+async def test_bad_day_leaves_no_task(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    dice = random.Random(SEED)
+    with logged():
+        async with serve_here(tmp_path, bad_day(upstream, dice)) as server:
+            await leave_no_task(server, upstream, dice)
+
+
+async def leave_no_task(server: Here, upstream: ScriptedUpstream, dice: random.Random) -> None:
+    crowd = Crowd(port_of(server), dice)
+    with trio.fail_after(120):
+        await crowd.live_all(CLIENTS)
+        await settle(upstream)
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        await crowd.live_all(REQUESTS // 10)
+        await settle(upstream)
+
+        while trio.lowlevel.current_statistics().tasks_living > tasks:
+            await trio.sleep(0.01)
+    assert [] == crowd.complaints
+    assert AdmissionStatistics(running=0, waiting=0) == server.gateway.admission.statistics()

@@ -1,0 +1,10 @@
+"""The agent's memory: the conversations of all sessions, durable, reconciled with what clients send."""
+
+from .memory import Memory, Recollection, open_memory
+from .shelf import Conversation
+from .side_tasks import is_side_task
+from .values import Said
+
+__all__ = ["FOLDER_NAME", "Conversation", "Memory", "Recollection", "Said", "is_side_task", "open_memory"]
+
+FOLDER_NAME = "openai_history"  # in the gateway's home

@@ -1,0 +1,94 @@
+"""Which tools there are, and which of them a turn gets.
+
+Theory: the built-in tools are made of the configuration, those of MCP servers come and go with their servers. A turn
+gets what ``tools.allow`` names for its door, narrowed by the agent's own file, without what its client brings under
+the same name.
+Editing rule: a tool that is not named for a door cannot be had there by any other road.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import attrs
+import trio
+
+from ..config import Config, Door
+from .box import Limits, ToolBox
+from .files import file_tools
+from .mcp_servers import McpServers, open_mcp_servers
+from .programs import exec_tool
+from .values import Tool
+
+
+@attrs.frozen
+class Tools:
+    """Every tool of a gateway."""
+
+    config: Config
+    built_in: Mapping[str, Tool]
+    mcp: McpServers | None
+    running: trio.CapacityLimiter
+
+    def offers(self, door: Door) -> bool:
+        """Whether anything at all is allowed at *door*."""
+        allow = self.config.tools.allow
+        return bool(allow.http if door == "http" else allow.terminal)
+
+    def box(self, door: Door, narrowed: Collection[str] | None = None, taken: Collection[str] = ()) -> ToolBox | None:
+        """The tools of one turn; None where it has none.
+
+        Args:
+            narrowed: names to which the agent keeps itself, as in ``tools.allow``; None: it does not.
+            taken: names of the client's tools.
+        """
+        settings = self.config.tools
+        tools = {
+            tool.name: tool
+            for tool in self._all()
+            if settings.allow.permits(door, tool.name)
+            and tool.name not in taken
+            and (narrowed is None or any(fnmatchcase(tool.name, pattern) for pattern in narrowed))
+        }
+        if not tools:
+            return None
+        turn = trio.CapacityLimiter(settings.max_parallel)
+        return ToolBox(tools, Limits(settings.timeout, settings.max_result_chars, turn, self.running))
+
+    def _all(self) -> Iterator[Tool]:
+        yield from self.built_in.values()
+        if self.mcp is not None:
+            yield from self.mcp.tools()
+
+    def with_config(self, config: Config) -> Tools:
+        """The same servers and limits in use, under other permissions."""
+        self.running.total_tokens = config.tools.max_running
+        return attrs.evolve(self, config=config, built_in=_built_in(config))
+
+
+@asynccontextmanager
+async def open_tools(config: Config, *, with_servers: bool = True) -> AsyncIterator[Tools]:
+    """The tools that *config* speaks of; its MCP servers are started, and ended on leaving.
+
+    Args:
+        with_servers: False where nothing of theirs could be called.
+    """
+    allowed = any(name.startswith("mcp_") for name in config.tools.allow.names)
+    async with AsyncExitStack() as stack:
+        mcp = None
+        if with_servers and allowed and config.tools.mcp.enabled:
+            folder = config.path.parent if config.path else config.home
+            mcp = await stack.enter_async_context(open_mcp_servers(config.tools.mcp, folder=folder))
+        yield Tools(config, _built_in(config), mcp, trio.CapacityLimiter(config.tools.max_running))
+
+
+def _built_in(config: Config) -> dict[str, Tool]:
+    workspace: Path = config.workspace
+    tools = [
+        *file_tools(workspace),
+        exec_tool(config.tools.exec, workspace),
+    ]
+    return {tool.name: tool for tool in tools if tool.name in config.tools.allow.names}

@@ -1,0 +1,206 @@
+"""A stop in the middle of things: real servers, real signals, and connections that are open in every awkward way."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import orjson
+import pytest
+import trio
+from envelopes import error_in
+from fakes import Exchange, Script, ScriptedUpstream, chunk, frame, hangs
+from harness import START_TIMEOUT, TOKEN, Kind, Server, ask, entry, make_config, open_server
+from host_client import Answer, Client, Client2, connect, connect2
+from serving import PATH, head, wait_until
+from streams import Endless, by_model, says_as_asked
+
+GRACE = 2
+# Seconds for an exit that takes the whole grace; on a busy machine everything takes its time.
+LIMIT = GRACE + 15.0
+EACH = 3  # connections of a kind, so that of two workers hardly one has none
+BIG = frame(chunk({"content": 65_000 * "x"}))
+SERVERS: list[tuple[Kind, int]] = [("gateway", 1), ("hypercorn", 1), ("hypercorn", 2)]
+
+
+def request(model: str, **fields: Any) -> bytes:
+    body = orjson.dumps(ask(model=model, **fields))
+    return head(length=len(body)) + body
+
+
+BODY = orjson.dumps(ask(model="one"))
+WHOLE, HANGING, STREAMED = request("one"), request("none"), request("big", stream=True)
+# What has been sent on a connection that waits for more when the stop comes: nothing of it is a request yet.
+NO_REQUESTS = {
+    "nothing": b"",
+    "half a head": WHOLE[:70],
+    "a blank line": b"\r\n",
+    "tls": b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03" + bytes(60),
+    "half a preface": b"PRI * HTTP/2.0\r\n\r\nSM",
+    "only settings": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000"),
+}
+HALF_BODIES = {
+    "half a body": WHOLE[:-5],
+    "half a chunk": head(Transfer_Encoding="chunked") + b"ff\r\n{",
+    "no body though expected": head(length=100, Expect="100-continue"),
+}
+
+
+@attrs.define
+class Around:
+    """What is open around the turns that run.
+
+    Attributes:
+        idle: whoever waits here is let go at once.
+        half_bodies: requests that never become whole.
+        stalled: readers of streams that have stopped.
+        running: turns that are answered in time, some with another request behind them.
+        hanging: turns that are not.
+        second: HTTP/2, with a turn that is answered in time as stream 1, and half a request as stream 3.
+    """
+
+    idle: list[Client]
+    half_bodies: list[Client]
+    stalled: list[Client]
+    running: list[Client]
+    hanging: list[Client]
+    second: Client2
+
+
+@asynccontextmanager
+async def open_around(server: Server, upstream: ScriptedUpstream) -> AsyncIterator[Around]:
+    async with AsyncExitStack() as stack:
+
+        async def opened(*data: bytes) -> list[Client]:
+            clients = [await stack.enter_async_context(connect(server.port)) for _ in range(EACH) for _ in data]
+            for client, each in zip(clients, EACH * data, strict=True):
+                await client.send(each)
+            return clients
+
+        kept = await opened(head("GET", "/health"))
+        for client in kept:
+            assert 200 == (await client.read_answer()).status
+        half_closed = await opened(b"", head("GET", "/health"))
+        for client in half_closed:
+            assert isinstance(client.stream, trio.SocketStream)
+            await client.stream.send_eof()
+        stalled = await opened(STREAMED)
+        for client in stalled:
+            await client.read_until(b"\r\n\r\n")
+        half_bodies = await opened(*HALF_BODIES.values())
+        for client in half_bodies[len(HALF_BODIES) - 1 :: len(HALF_BODIES)]:
+            await client.read_until(b" 100 \r\n\r\n")
+        idle = kept + half_closed + await opened(*NO_REQUESTS.values())
+        running, hanging = await opened(WHOLE, WHOLE + WHOLE), await opened(HANGING)
+        second = await stack.enter_async_context(connect2(server.port))
+        begin2(second, BODY)
+        begin2(second, BODY[:-1], end=False)
+        await second.flush()
+        await upstream.wait_asked(len(stalled + running + hanging) + 1)
+        yield Around(idle, half_bodies, stalled, running, hanging, second)
+
+
+def begin2(client: Client2, body: bytes, *, end: bool = True) -> int:
+    stream_id = client.open_stream(
+        (":method", "POST"), (":path", PATH), ("authorization", f"Bearer {TOKEN}"), end=False
+    )
+    client.connection.send_data(stream_id, body, end_stream=end)
+    return stream_id
+
+
+def send_signal(server: Server, *, to_group: bool) -> None:
+    if to_group:
+        os.killpg(server.process.pid, signal.SIGTERM)
+    else:
+        server.process.send_signal(signal.SIGTERM)
+
+
+async def see_ends(clients: list[Client]) -> list[bytes]:
+    """What each got until the server closed."""
+    return [await client.read_to_the_end() for client in clients]
+
+
+@asynccontextmanager
+async def open_busy(
+    folder: Path, upstream: ScriptedUpstream, kind: Kind = "gateway", workers: int = 1, grace: float = GRACE
+) -> AsyncIterator[tuple[Server, Around, trio.Event]]:
+    """A server amid all that; its turns are answered when the event is set, but for the one that hangs."""
+    go_on = trio.Event()
+
+    async def says_later(exchange: Exchange) -> None:
+        await go_on.wait()
+        await says_as_asked("Hello!")(exchange)
+
+    scripts: dict[str, Script] = {"one": says_later, "big": Endless(BIG), "none": hangs}
+    upstream.scripts = [by_model(scripts)]
+    # No limit but the grace ends anything within the time of a test.
+    patient = {"streaming": True, "write_timeout": 600, "body_timeout": 600}
+    config = make_config(*(entry(name, upstream.url) for name in scripts), gateway={"grace": grace}, **patient)
+    arguments = ["--workers", str(workers), "--graceful-timeout", str(grace + 2)] if kind == "hypercorn" else []
+    async with open_server(folder, config, kind, *arguments) as server:
+        await wait_until(lambda: workers <= server.log.count(b"unning on"), START_TIMEOUT)
+        async with open_around(server, upstream) as around:
+            yield server, around, go_on
+
+
+@pytest.mark.parametrize("to_group", [False, True], ids=["master", "group"])
+@pytest.mark.parametrize(("kind", "workers"), SERVERS)
+async def test_running_turns_finish_whatever_is_open_around_them(
+    kind: Kind, workers: int, to_group: bool, tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    async with open_busy(tmp_path, upstream, kind, workers) as (server, around, go_on):
+        send_signal(server, to_group=to_group)
+        with trio.fail_after(LIMIT):
+            await see_ends(around.idle)
+            late = begin2(around.second, BODY)
+            check_sent_away(await around.second.read_answer(late))
+            for client in around.half_bodies:
+                check_sent_away(await client.read_answer())
+            check_sent_away(await around.second.read_answer(3))
+
+            go_on.set()
+            for client in around.running:
+                check_served(await client.read_answer())
+            check_served(await around.second.read_answer(1))
+            assert [b""] * len(around.running) == await see_ends(around.running)
+
+            for client in around.hanging:
+                check_sent_away(await client.read_answer())
+            await see_ends(around.half_bodies + around.stalled)
+            assert 0 == await server.process.wait()
+            assert [] == [asked for asked in upstream.asked if math.isinf(asked.ended_at)]
+    assert b"Traceback" not in server.log
+
+
+@pytest.mark.parametrize("to_group", [False, True], ids=["master", "group"])
+async def test_second_signal_cuts_short_whatever_is_open(
+    to_group: bool, tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    async with open_busy(tmp_path, upstream, grace=600) as (server, around, _):
+        send_signal(server, to_group=to_group)
+        with trio.fail_after(LIMIT):
+            await see_ends(around.idle)
+            send_signal(server, to_group=to_group)
+            for client in around.running + around.hanging:
+                check_sent_away(await client.read_answer())
+            check_sent_away(await around.second.read_answer(1))
+            await see_ends(around.running + around.hanging + around.half_bodies + around.stalled)
+            assert 0 == await server.process.wait()
+            await upstream.wait_all_gone()
+    assert b"Traceback" not in server.log
+
+
+def check_served(answer: Answer) -> None:
+    assert 200 == answer.status
+    assert "Hello!" == orjson.loads(answer.body)["choices"][0]["message"]["content"]
+
+
+def check_sent_away(answer: Answer) -> None:
+    assert (503, "1") == (answer.status, answer.headers["retry-after"])
+    assert "shutting_down" == error_in(answer.body)["code"]
