@@ -133,6 +133,14 @@ async def test_summary_stands_until_there_is_another_one(tmp_path: Path) -> None
         assert ["x"] == texts_of(recollection.messages)
 
 
+async def test_summary_that_has_not_changed_is_not_stored_again(tmp_path: Path) -> None:
+    async with memory_in(tmp_path) as memory:
+        for text in "abc":
+            async with recalled(memory, text) as recollection:
+                await recollection.record([Said(answer("A"))], summary="about nothing")
+    assert 1 == contents(tmp_path).count(b"about nothing")
+
+
 async def test_editing_what_was_summed_up_takes_the_summary_back(tmp_path: Path) -> None:
     words = [letter * 1000 for letter in "aAbBcC"]
     async with memory_in(tmp_path) as memory:
