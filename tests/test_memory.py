@@ -242,6 +242,17 @@ async def test_least_recently_used_conversations_go(tmp_path: Path) -> None:
         assert ["d"] == [found.key for found in await memory.sessions()]
 
 
+async def test_files_of_others_are_neither_counted_nor_removed(tmp_path: Path) -> None:
+    (tmp_path / "notes.jsonl").write_text("mine\n")
+    (tmp_path / f"{'0' * 32}.jsonl").mkdir()
+    async with memory_in(tmp_path, max_sessions=1, session_ttl=60) as memory:
+        os.utime(tmp_path / "notes.jsonl", (0, 0))
+        await take_turn(memory, "x", reply="X")
+    async with memory_in(tmp_path, max_sessions=1, session_ttl=60) as memory:
+        assert [KEY] == [found.key for found in await memory.sessions()]
+    assert 3 == len(names(tmp_path))
+
+
 async def test_conversation_of_a_running_turn_stays(tmp_path: Path) -> None:
     async with memory_in(tmp_path, max_sessions=1) as memory:
         await take_turn(memory, "x", reply="X", key="a")
