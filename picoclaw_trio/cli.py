@@ -115,8 +115,12 @@ def models() -> None:
     """List the configured models; * marks the one that answers where none is named."""
     with _failures_told():
         config = _load()
+        from .gateway import default_alias
+        from .workspace import Workspace
+
+        default = default_alias(config, Workspace(config.workspace))
         for entry in config.model_list:
-            mark = "*" if entry.model_name == config.default_alias else " "
+            mark = "*" if entry.model_name == default else " "
             click.echo(f"{mark} {entry.model_name}\t{entry.vendor}/{entry.model}\t{entry.api_base or 'in process'}")
 
 

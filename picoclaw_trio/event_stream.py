@@ -110,6 +110,8 @@ class EventStream:
         self._ended = is_last
         if not self.is_begun:
             self.is_begun = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": HEAD + self._head()})
+            head = HEAD + self._head()
+            self._head = list  # it led to whoever writes this stream, and so in a circle
+            await self._send({"type": "http.response.start", "status": 200, "headers": head})
         await self._send({"type": "http.response.body", "body": data, "more_body": not is_last})
         self._written_at = trio.current_time()

@@ -57,9 +57,7 @@ class Gateway:
 
     @property
     def default_alias(self) -> str | None:
-        """What answers where neither request nor session names a model: the agent's own file may have the last word."""
-        own = self.workspace.identity().model
-        return own if own is not None and own in self.router.aliases else self.config.default_alias
+        return default_alias(self.config, self.workspace)
 
     def with_config(self, config: Config) -> Gateway:
         """The same server under another configuration: state, connections and turns in flight stay."""
@@ -75,6 +73,12 @@ class Gateway:
             workspace=self.workspace if config.workspace == self.workspace.folder else Workspace(config.workspace),
             tools=self.tools.with_config(config),
         )
+
+
+def default_alias(config: Config, workspace: Workspace) -> str | None:
+    """What answers where neither request nor session names a model: the agent's own file has the first word."""
+    own = workspace.identity().model
+    return own if own is not None and own in config.aliases else config.default_alias
 
 
 def open_stored_sessions(config: Config) -> AbstractAsyncContextManager[Sessions]:

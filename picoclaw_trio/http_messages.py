@@ -18,7 +18,7 @@ import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
 from quart_trio.asgi import TrioASGIHTTPConnection
 
-from .errors import RequestError
+from .errors import BusyError, RequestError
 from .event_stream import EventStream
 from .host_requests import Inbox
 from .replies import Reply
@@ -27,7 +27,7 @@ JSON = "application/json"
 DOUBLED_SLASHES = re.compile(r"/{2,}")
 
 
-@attrs.define
+@attrs.define(eq=False)
 class Body:
     """The body of one request, piece by piece; bounded in size and time.
 
@@ -45,6 +45,12 @@ class Body:
     _pieces: list[bytes] = attrs.field(factory=list, init=False)
     _size: int = attrs.field(default=0, init=False)
     _ended: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _is_refused: bool = attrs.field(default=False, init=False)
+
+    @property
+    def is_whole(self) -> bool:
+        """Nothing of it is still to come."""
+        return self._ended.is_set()
 
     def append(self, data: bytes) -> None:
         self._size += len(data)
@@ -57,6 +63,11 @@ class Body:
     def set_complete(self) -> None:
         self._ended.set()
 
+    def refuse(self) -> None:
+        """Wait for it no longer: the server stops, and would begin nothing with it."""
+        self._is_refused = not self.is_whole
+        self._ended.set()
+
     async def read(self, timeout: float) -> bytes:
         """The whole body.
 
@@ -65,6 +76,7 @@ class Body:
 
         Raises:
             RequestError: status 413 or 408.
+            BusyError: code ``shutting_down``: it was refused meanwhile.
         """
         self._check_size()
         if not self._ended.is_set():
@@ -76,6 +88,8 @@ class Body:
                 message = f"The request body did not arrive within {timeout:g} s."
                 raise RequestError(message, code="request_timeout", status=408)
         self._check_size()
+        if self._is_refused:
+            raise BusyError("The gateway is shutting down.", "shutting_down")
         return b"".join(self._pieces)
 
     def _check_size(self) -> None:

@@ -71,9 +71,7 @@ async def ask_http(pool: ConnectionPool, target: Target, request: UpstreamReques
         exc.hide(_secrets(target))  # some upstreams tell in their errors what they were sent
         raise
     except (ExchangeError, sse.EventTooLarge) as exc:
-        failure = UpstreamError(_kind_of(exc), detail=str(exc) or "an event is too large")
-        failure.hide(_secrets(target))
-        raise failure from exc
+        raise _failure(exc, target) from exc
     if scope.cancelled_caught:
         raise UpstreamError("timeout", detail=f"no whole answer within {timeout:g} s")
 
@@ -195,13 +193,17 @@ def _secrets(target: Target) -> Iterator[str]:
         yield from (word for word in value.split() if len(word) >= MIN_SECRET_LENGTH)
 
 
-def _kind_of(error: ExchangeError | sse.EventTooLarge) -> str:
-    """What the failure is called from here on."""
+def _failure(error: ExchangeError | sse.EventTooLarge, target: Target) -> UpstreamError:
+    """What the error is called from here on."""
     match error:
         case ConnectError() | TimedOut(phase="connect"):
-            return "unreachable"
+            kind = "unreachable"
         case TimedOut():
-            return "timeout"
+            kind = "timeout"
         case ConnectionLost():
-            return "lost"
-    return "garbled"
+            kind = "lost"
+        case _:
+            kind = "garbled"
+    failure = UpstreamError(kind, detail=str(error) or "an event is too large")
+    failure.hide(_secrets(target))
+    return failure

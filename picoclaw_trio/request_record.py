@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Iterator
 
 import structlog
@@ -41,6 +42,9 @@ class RequestRecord:
         if self._request.path not in QUIET_PATHS and LOGGER.isEnabledFor(logging.INFO):
             fields = {name: value for name, value in self._fields(status, seconds) if value is not None}
             log.info("client went away" if status == CLIENT_WENT_AWAY else "request", **fields)
+        if self._error is not None:
+            _let_go(self._error)
+            self._error = None
 
     def _fields(self, status: int, seconds: float) -> Iterator[tuple[str, object]]:
         request, reply, error = self._request, self._request.reply, self._error
@@ -57,6 +61,13 @@ class RequestRecord:
         if error is not None:
             yield from {"code": error.code, "param": error.param}.items()
             yield "failure", error.kind if isinstance(error, UpstreamError) else None
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Empty the frames that an error has come through. They hold all that the turn had made, and often the error."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _count_reply(reply: Reply, seconds: float) -> None:

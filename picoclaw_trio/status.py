@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 
 from .config import Config
+from .gateway import default_alias
+from .workspace import Workspace
 
 TIMEOUT = 2.0
 ANSWERS = re.compile(r'^picoclaw_requests_total{status="(\d+)"} ([0-9.e+]+)$', re.MULTILINE)
@@ -20,7 +22,11 @@ def describe(config: Config) -> Iterator[str]:
     yield f"OpenAI API:    {'on' if api.enabled else 'off'}, {len(api.bearer_tokens)} bearer tokens"
     yield f"model scope:   {api.model_scope}"
     yield f"models:        {', '.join(config.aliases) or 'none'}"
-    yield f"default model: {config.default_alias or 'none'}"
+    yield f"default model: {default_alias(config, Workspace(config.workspace)) or 'none'}"
+    yield f"workspace:     {config.workspace}"
+    yield f"history:       kept by the {'gateway' if api.history == 'session' else 'client'}"
+    for door, allowed in (("HTTP", config.tools.allow.http), ("local", config.tools.allow.terminal)):
+        yield f"{f'tools, {door}:':15}{', '.join(allowed) or 'none'}"
     token = api.bearer_tokens[0].reveal() if api.bearer_tokens else ""
     for host in gateway.hosts:
         yield from _describe_server(host, gateway.port, token)

@@ -103,7 +103,7 @@ class Upstream:
                     raise
                 if exc.kind in MAY_STILL_RUN:
                     running.add((target.base, target.settings.model))
-                failure = exc
+                failure = exc.with_traceback(None)  # its frames, this one too, would be kept in a circle
         assert failure is not None, "a route has at least one target"
         raise failure
 

@@ -71,7 +71,7 @@ def add_routes(app: GatewayApp) -> None:
         api = gateway.config.gateway.openai_api
         holder = authorize(gateway, request)
         gateway.admission.check_open()
-        raw = await request.body.read(api.body_timeout)
+        raw = await app.read_body(request.body)
         chat = decode_chat_request(raw, streaming=api.streaming)
         caller = gateway.http_caller(session_name(request, api.session_headers) or chat.user, holder)
 

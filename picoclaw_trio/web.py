@@ -13,6 +13,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -24,9 +25,9 @@ from werkzeug.routing import MapAdapter
 
 from . import answers, cors, host, logs, metrics
 from .config import Config, load_config
-from .errors import BusyError, ConfigError, GatewayError, InternalError, RequestError
+from .errors import ConfigError, GatewayError, InternalError, RequestError, StateError
 from .gateway import Gateway, open_gateway
-from .http_messages import Connection, HttpAnswer, HttpRequest
+from .http_messages import Body, Connection, HttpAnswer, HttpRequest
 from .request_record import CLIENT_WENT_AWAY, RequestRecord
 from .views import add_routes
 
@@ -61,10 +62,12 @@ class GatewayApp(QuartTrio):
         self._open_gateway = open_gateway
         self._load = load
         self._stop, self._stopped = trio.Event(), trio.Event()
-        self._views: dict[trio.CancelScope, HttpRequest] = {}  # those that run
+        self._arriving: set[Body] = set()
         self.url_map.strict_slashes = False
         self.url_map.merge_slashes = False
-        self._adapter: MapAdapter = self.url_map.bind("gateway")
+        adapter: MapAdapter = self.url_map.bind("gateway")
+        # 2 % of a request, and each match leaves a cycle of references to the garbage collector.
+        self._match = lru_cache(maxsize=256)(adapter.match)
         # Our own deadlines end what runs at shutdown; Quart's would cut them short.
         self.config["BACKGROUND_TASK_SHUTDOWN_TIMEOUT"] = 86_400
         self.before_serving(self._start)
@@ -114,9 +117,8 @@ class GatewayApp(QuartTrio):
         """Take no more requests, and end at *deadline* the turns that still run, with their client or without."""
         self.gateway.admission.drain(deadline)
         self.turns.cancel_scope.deadline = min(self.turns.cancel_scope.deadline, deadline)
-        for scope, request in self._views.items():
-            if request.session is None:  # its body has not arrived, and no turn would be begun for it any more
-                scope.cancel()
+        for body in self._arriving:
+            body.refuse()
 
     async def _publish_load(self) -> None:
         """Whichever worker is asked for the numbers tells of all, so each writes its own down now and then."""
@@ -159,6 +161,21 @@ class GatewayApp(QuartTrio):
     def max_body_bytes(self) -> int:
         return self.gateway.config.gateway.openai_api.max_body_bytes
 
+    async def read_body(self, body: Body) -> bytes:
+        """The whole of a request's body; one that has not arrived when the server begins to stop is refused.
+
+        Raises:
+            RequestError, BusyError: as ``Body.read``.
+        """
+        timeout = self.gateway.config.gateway.openai_api.body_timeout
+        if body.is_whole:
+            return await body.read(timeout)
+        self._arriving.add(body)
+        try:
+            return await body.read(timeout)
+        finally:
+            self._arriving.discard(body)
+
     async def answer_request(self, request: HttpRequest) -> HttpAnswer | None:
         """Find the view, run it, and give its answer or the error that it raised as one.
 
@@ -199,7 +216,7 @@ class GatewayApp(QuartTrio):
 
     async def _run_view(self, request: HttpRequest) -> HttpAnswer | None:
         try:
-            endpoint, arguments = self._adapter.match(request.path, request.method)
+            endpoint, arguments = self._match(request.path, request.method)
         except MethodNotAllowed as exc:
             self._check_enabled(request.path)
             if request.method == "OPTIONS" and "access-control-allow-origin" in request.answer_headers:
@@ -211,13 +228,7 @@ class GatewayApp(QuartTrio):
             raise _not_found(request.path) from exc
         self._check_enabled(request.path)
         view = cast(View, self.view_functions[endpoint])
-        with trio.CancelScope() as scope:
-            self._views[scope] = request
-            try:
-                return await view(request, **arguments)
-            finally:
-                del self._views[scope]
-        raise BusyError("The gateway is shutting down.", "shutting_down")
+        return await view(request, **arguments)
 
     def _check_enabled(self, path: str) -> None:
         if path.startswith(API_PREFIX) and not self.gateway.config.gateway.openai_api.enabled:
@@ -258,9 +269,23 @@ async def _open_configured() -> AsyncIterator[Gateway]:
             "gateway.openai_api.bearer_tokens, and start again",
             config=str(config.path or config.home / "config.json"),
         )
-    async with open_gateway(config) as gateway:
-        host.calm_collector()
+    async with _open_told(config) as gateway:
+        host.calm_collector(config.gateway.openai_api.max_turns)
         yield gateway
+
+
+@asynccontextmanager
+async def _open_told(config: Config) -> AsyncIterator[Gateway]:
+    """The gateway; why it cannot be opened is told in the log, where Hypercorn's traceback has no reason."""
+    is_open = False
+    try:
+        async with open_gateway(config) as gateway:
+            is_open = True
+            yield gateway
+    except StateError as exc:
+        if not is_open:
+            log.error("the stored state cannot be used", reason=exc.reason)
+        raise
 
 
 def _preflight(request: HttpRequest) -> HttpAnswer:

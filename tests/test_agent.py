@@ -433,6 +433,24 @@ async def test_a_client_that_left_is_not_remembered(tmp_path: Path, upstream: Sc
         assert ["Two."] == [one["content"] for one in agent.sent()]
 
 
+async def test_a_turn_that_goes_on_without_its_client_is_remembered(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    async with open_agent(tmp_path, upstream, history="session", on_disconnect="finish") as agent:
+        go_on = trio.Event()
+
+        async def waits(exchange: Any) -> None:
+            await go_on.wait()
+            await says("Still here.")(exchange)
+
+        agent.script(waits, says("Hello!"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(agent.ask, "One.")
+            await upstream.wait_asked(1)
+            nursery.cancel_scope.cancel()
+        go_on.set()
+        await agent.ask("Two.")
+        assert ["One.", "Still here.", "Two."] == [one["content"] for one in agent.sent()]
+
+
 async def test_workers_share_the_conversation(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     config = make_config(entry("m", upstream.url), history="session")
     async with (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -458,6 +459,47 @@ async def run_server(kind: Kind, home: Path, *arguments: str) -> tuple[int, str]
             command(kind, *arguments), check=False, capture_stderr=True, env=make_environment(home), cwd=home
         )
     return done.returncode, done.stderr.decode()
+
+
+NEWER = b'{"version": 2, "models": []}'
+STATE = "openai_sessions.json"
+UNUSABLE: dict[str, Callable[[Path], object]] = {
+    "was written by a newer version": lambda home: (home / STATE).write_bytes(NEWER),
+    "is not a file": lambda home: (home / STATE).mkdir(),
+    "Is a directory": lambda home: (home / "openai_sessions.lock").mkdir(),
+}
+
+
+@pytest.mark.parametrize("reason", UNUSABLE)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_state_that_cannot_be_used_is_told_and_left_alone(kind: Kind, reason: str, tmp_path: Path) -> None:
+    home = write_config(tmp_path, make_config()).parent
+    UNUSABLE[reason](home)
+    before = snapshot(tmp_path)
+
+    status, told = await run_server(kind, tmp_path)
+
+    assert reason in told
+    assert str(home) in told
+    assert before.items() <= snapshot(tmp_path).items()
+    if kind == "gateway":  # Hypercorn forgets its workers' status
+        assert 1 == status
+        assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"\x00" * 100, b'{"version": 1, "sessions": {"openai:a"'])
+async def test_state_that_cannot_be_read_is_kept_aside_and_told(text: bytes, tmp_path: Path) -> None:
+    home = write_config(tmp_path, make_config()).parent
+    (home / STATE).write_bytes(text)
+    async with open_server(tmp_path, None) as server, open_client(server.url) as client:
+        assert 200 == (await client.post(PATH, json=ask(model="echo"))).status_code
+        assert 0 == await server.stop()
+
+    (kept,) = home.glob(f"{STATE}.*")
+    assert text == kept.read_bytes()
+    assert kept.name.encode() in server.log
+    async with open_sessions(home) as sessions:
+        assert "echo" == sessions.selected("global")
 
 
 async def test_address_of_another_machine_is_told(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from harness import TOKEN, Here, ask, entry, make_config, open_client, open_serv
 from host_client import Answer, connect, connect2
 from serving import PATH, head, logged, port_of, serving, wait_until
 
+from picoclaw_trio.admission import AdmissionStatistics
 from picoclaw_trio.config import OpenAIApiConfig
 
 MEBIBYTE = 1024 * 1024
@@ -402,6 +403,16 @@ async def test_body_may_take_its_time_within_the_limit(server: Here) -> None:
     assert 200 == answer.status
 
 
+async def test_body_that_does_not_arrive_in_time_is_refused_over_http_2(hasty: Here) -> None:
+    async with connect2(port_of(hasty)) as client:
+        fields = ((":method", "POST"), (":path", PATH), ("authorization", f"Bearer {TOKEN}"))
+        stream_id = client.open_stream(*fields, end=False)
+        client.connection.send_data(stream_id, b"{")
+        answer = await client.read_answer(stream_id)
+
+    check_error(answer, 408, "request_timeout")
+
+
 def test_body_has_thirty_seconds_by_default() -> None:
     assert 30.0 == OpenAIApiConfig().body_timeout
 
@@ -734,6 +745,52 @@ async def test_request_that_waits_is_served_when_a_place_is_free(tmp_path: Path,
         go_on.set()
 
     assert 5 * [200] == found
+
+
+async def test_flood_of_one_token_does_not_starve_another(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    go_on = trio.Event()
+
+    async def says_later(exchange: Any) -> None:
+        await go_on.wait()
+        await says("later")(exchange)
+
+    upstream.scripts = [says_later]
+    config = make_config(entry("one", upstream.url), max_turns=1, bearer_tokens=[TOKEN, "sk-other"])
+    async with serve_here(tmp_path, config) as server, trio.open_nursery() as nursery:
+
+        async def run(token: str, text: str) -> None:
+            async with open_client(server.url, Authorization=f"Bearer {token}") as client:
+                assert 200 == (await client.post(PATH, json=ask(text))).status_code
+
+        for number in range(20):
+            nursery.start_soon(run, TOKEN, "flood")
+            await wait_until(lambda: server.gateway.admission.statistics() == AdmissionStatistics(1, number))  # noqa: B023 - called at once
+        nursery.start_soon(run, "sk-other", "other")
+        await wait_line(server, 20)
+        go_on.set()
+
+    # One was running; of those in line one of each token is next.
+    assert "other" in [asked.body["messages"][0]["content"] for asked in upstream.asked[:3]]
+    assert 21 == len(upstream.asked)
+
+
+async def test_who_watches_over_the_server_never_waits_in_line(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    upstream.scripts = [hangs]
+    config = make_config(entry("one", upstream.url), max_turns=1, max_waiting=1, max_wait=60)
+    async with (
+        serve_here(tmp_path, config) as server,
+        open_client(server.url) as client,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(post, client)
+        await upstream.wait_asked()
+        nursery.start_soon(post, client)
+        await wait_line(server, 1)
+        with trio.fail_after(10):
+            for path in ("/health", "/ready", "/metrics", "/v1/models"):
+                assert 200 == (await client.get(path)).status_code
+        assert AdmissionStatistics(running=1, waiting=1) == server.gateway.admission.statistics()
+        nursery.cancel_scope.cancel()
 
 
 # 12. The turn

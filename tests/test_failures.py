@@ -591,6 +591,22 @@ async def test_upstream_is_let_go_when_the_client_resets(tmp_path: Path, upstrea
         await upstream.wait_all_gone()
 
 
+@pytest.mark.parametrize("after", [b"", b"\r\n", REQUEST])
+async def test_upstream_is_let_go_when_the_client_half_closes(
+    after: bytes, tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    """To whoever says that nothing more will come, nothing can be told from one who has left."""
+    upstream.scripts = [hangs]
+    async with leaving(tmp_path, two_models(upstream)) as (_, client, _):
+        await client.send(REQUEST + after)
+        await upstream.wait_asked()
+        assert isinstance(client.stream, trio.SocketStream)
+        await client.stream.send_eof()
+        assert b"" == await client.read_to_the_end()
+    with trio.fail_after(MOMENT):
+        await upstream.wait_all_gone()
+
+
 async def test_upstream_is_let_go_within_its_answer(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     upstream.scripts = [hangs_within]
     async with leaving(tmp_path, two_models(upstream)) as (_, client, _):
@@ -691,6 +707,24 @@ async def test_upstream_is_let_go_when_the_client_gives_up_a_request_of_http_2(
         await client.flush()
         with trio.fail_after(MOMENT):
             await asked.gone.wait()
+        await wait_until(lambda: 0 == server.gateway.admission.statistics().running)
+
+
+async def test_upstream_is_let_go_when_the_client_says_goodbye_over_http_2(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    upstream.scripts = [hangs]
+    async with serving(tmp_path, two_models(upstream)) as (server, _), connect2(port_of(server)) as client:
+        fields = (":method", "POST"), (":path", PATH), ("authorization", f"Bearer {TOKEN}")
+        stream_id = client.open_stream(*fields, end=False)
+        client.connection.send_data(stream_id, BODY, end_stream=True)
+        await client.flush()
+        asked = await upstream.wait_asked()
+        client.connection.close_connection()
+        await client.flush()
+        with trio.fail_after(MOMENT):
+            await asked.gone.wait()
+            await Client(client.stream).read_to_the_end()
         await wait_until(lambda: 0 == server.gateway.admission.statistics().running)
 
 

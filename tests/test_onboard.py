@@ -94,6 +94,9 @@ async def test_yes_makes_what_a_server_answers_with(tmp_path: Path, upstream: Sc
         done = await trio.run_process(["sh", "-c", curl], capture_stdout=True, capture_stderr=True)
     answer = json.loads(done.stdout)
     assert ("qwen3:4b", "Hello from here.") == (answer["model"], answer["choices"][0]["message"]["content"])
+    first, second = upstream.asked[-1].body["messages"]
+    assert first["content"].startswith("You are Pico")
+    assert {"role": "user", "content": "Hello"} == second
 
 
 async def test_without_any_model_the_echo_answers(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def _ask_offers(found: tuple[Offer, ...], environ: Mapping[str, str]) -> tuple[O
         chosen = _ask_id(found[number - 1])
     others = tuple(offer for place, offer in enumerate(found, 1) if place != number)
     if others and not click.confirm(
-        f"Shall the other {len(others)} answer too, where a request names them?", default=True, err=True
+        f"Shall the others ({len(others)}) answer too, where a request names them?", default=True, err=True
     ):
         others = ()
     return (chosen, *others)
