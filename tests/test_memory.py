@@ -133,6 +133,14 @@ async def test_summary_stands_until_there_is_another_one(tmp_path: Path) -> None
         assert ["x"] == texts_of(recollection.messages)
 
 
+async def test_summary_that_has_not_changed_is_not_stored_again(tmp_path: Path) -> None:
+    async with memory_in(tmp_path) as memory:
+        for text in "abc":
+            async with recalled(memory, text) as recollection:
+                await recollection.record([Said(answer("A"))], summary="about nothing")
+    assert 1 == contents(tmp_path).count(b"about nothing")
+
+
 async def test_editing_what_was_summed_up_takes_the_summary_back(tmp_path: Path) -> None:
     words = [letter * 1000 for letter in "aAbBcC"]
     async with memory_in(tmp_path) as memory:
@@ -232,6 +240,17 @@ async def test_least_recently_used_conversations_go(tmp_path: Path) -> None:
         assert {"a", "c", "d"} == {found.key for found in await memory.sessions()}
     async with memory_in(tmp_path, max_sessions=1) as memory:
         assert ["d"] == [found.key for found in await memory.sessions()]
+
+
+async def test_files_of_others_are_neither_counted_nor_removed(tmp_path: Path) -> None:
+    (tmp_path / "notes.jsonl").write_text("mine\n")
+    (tmp_path / f"{'0' * 32}.jsonl").mkdir()
+    async with memory_in(tmp_path, max_sessions=1, session_ttl=60) as memory:
+        os.utime(tmp_path / "notes.jsonl", (0, 0))
+        await take_turn(memory, "x", reply="X")
+    async with memory_in(tmp_path, max_sessions=1, session_ttl=60) as memory:
+        assert [KEY] == [found.key for found in await memory.sessions()]
+    assert 3 == len(names(tmp_path))
 
 
 async def test_conversation_of_a_running_turn_stays(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class Plan:
 
     def turn_lines(self, added: Sequence[Said], summary: str | None, at: str) -> TurnLines:
         """What is to be stored when the model has said *added*."""
-        is_new_begin = bool(self.left_out) or summary is not None
+        is_new_begin = bool(self.left_out) or summary not in (None, self.summary)
         said = (*map(Said, self.new), *added)
         return TurnLines(
             keep=self.keep,

@@ -7,7 +7,9 @@ Editing rule: nothing here changes what a transcript says; it stays or it goes.
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -19,8 +21,12 @@ from ..state.disk import open_file, read_range, remove_file
 from .files import LOCK_SUFFIX, SUFFIX, TEMPORARY_SUFFIX, Files
 from .transcript import decode_end, decode_header
 
+# Whatever else lies in the folder is not counted, and stays.
+OURS = re.compile(r"([a-z0-9-]+-)?[0-9a-f]{32}" + re.escape(SUFFIX))
 MARK_BYTES = 512  # the mark at a turn's end has under 150
 HEADER_BYTES = 1 << 16  # a header has under 100, and the session's name
+
+log = logging.getLogger("picoclaw_trio.memory")
 
 
 @attrs.frozen
@@ -55,8 +61,8 @@ class Shelf:
             excess = len(found) - max_sessions
             count = excess + max_sessions // 16 if excess > 0 else 0
             oldest = -1.0 if session_ttl is None else time.time() - session_ttl
-            doomed = [path for place, (at, path, _) in enumerate(found) if place < count or at < oldest]
-            return len(found) - sum(map(self._forget_unused, doomed))
+            doomed = [(path, at) for place, (at, path, _) in enumerate(found) if place < count or at < oldest]
+            return len(found) - sum(self._forget_unused(path, at) for path, at in doomed)
 
     def tidy(self) -> None:
         """Remove what killed processes left."""
@@ -72,7 +78,7 @@ class Shelf:
         found = []
         with suppress(FileNotFoundError), os.scandir(self._files.folder) as items:
             for item in items:
-                if item.name.endswith(SUFFIX):
+                if OURS.fullmatch(item.name) and item.is_file(follow_symlinks=False):
                     with suppress(FileNotFoundError):
                         status = item.stat(follow_symlinks=False)
                         found.append((status.st_mtime, Path(item.path), status))
@@ -101,12 +107,19 @@ class Shelf:
                 mark = {"visible": visible, "at": transcript.updated_at}
         return Conversation(header["session"], mark["visible"], mark["at"], status.st_size) if mark else None
 
-    def _forget_unused(self, path: Path) -> bool:
-        """Forget the transcript at *path* unless a turn of its session runs."""
-        lock = self._files.lock(path.name.removesuffix(SUFFIX))
-        if lock is None:
-            return False
+    def _forget_unused(self, path: Path, at: float) -> bool:
+        """Forget the transcript at *path* unless a turn of its session runs, or has ended since the time *at*."""
+        stem = path.name.removesuffix(SUFFIX)
         try:
-            return self._files.remove(path.name.removesuffix(SUFFIX))
-        finally:
-            lock.release()
+            lock = self._files.lock(stem)
+            if lock is None:
+                return False
+            try:
+                return path.stat().st_mtime == at and self._files.remove(stem)
+            finally:
+                lock.release()
+        except FileNotFoundError:
+            return True
+        except (OSError, StateError) as exc:
+            log.warning("%s could not be forgotten: %s", path, getattr(exc, "reason", exc))
+            return False

@@ -153,12 +153,14 @@ def decode_header(line: bytes) -> dict[str, Any] | None:
             f"the transcript of {header['session'][:80]!r} was written by a newer version of this program "
             f"(format {header['transcript']}, not {VERSION})"
         )
-    return {"session": header["session"], "dropped": int(header.get("dropped") or 0)}
+    dropped = header.get("dropped", 0)
+    return {"session": header["session"], "dropped": dropped if type(dropped) is int else 0}
 
 
 def decode_end(line: bytes) -> dict[str, Any] | None:
     """Read the mark at a turn's end: ``{"end": messages stored, "visible": of these, "at", "history", "sum"}``."""
-    return _load(line) if line.startswith(END) else None
+    mark = _load(line) if line.startswith(END) else None
+    return mark if mark and mark.keys() >= {"visible", "at", "sum"} else None
 
 
 def _ended(lines: list[bytes], stored: int, turn: TurnLines, sum: int) -> bytes:
