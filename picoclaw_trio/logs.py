@@ -49,9 +49,15 @@ def configure(level: str, format: str) -> None:
             foreign_pre_chain=[*steps, structlog.stdlib.ExtraAdder()], processors=_last_steps(format)
         )
     )
+    handler.addFilter(_is_not_yet_written)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(number)
+
+
+def _is_not_yet_written(record: logging.LogRecord) -> bool:
+    """Hypercorn's own command gives its logger a handler, and hands each line to ours as well."""
+    return not (record.name.startswith("hypercorn.") and logging.getLogger(record.name).handlers)
 
 
 def _last_steps(format: str) -> list[Any]:
