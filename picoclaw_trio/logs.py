@@ -58,11 +58,17 @@ def configure(level: str, format: str) -> None:
             foreign_pre_chain=[*steps, structlog.stdlib.ExtraAdder()], processors=_last_steps(format)
         )
     )
+    handler.addFilter(_is_not_yet_written)
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(number)
     for name, least in QUIET.items():
         logging.getLogger(name).setLevel(max(number, least))
+
+
+def _is_not_yet_written(record: logging.LogRecord) -> bool:
+    """Hypercorn's own command gives its logger a handler, and hands each line to ours as well."""
+    return not (record.name.startswith("hypercorn.") and logging.getLogger(record.name).handlers)
 
 
 def _last_steps(format: str) -> list[Any]:

@@ -126,6 +126,7 @@ async def test_hypercorn_without_a_configuration_serves_with_the_endpoint_off(wo
     arguments = [] if workers == 1 else ["--workers", str(workers)]
     async with open_server(tmp_path, None, "hypercorn", *arguments) as server, open_client(server.url) as client:
         await wait_until(lambda: workers <= server.log.count(b"Running on"), START_TIMEOUT)
+        assert workers == server.log.count(b"Running on")
         answer = await client.post(PATH, json=ask())
         assert (404, "not_found") == (answer.status_code, answer.json()["error"]["code"])
         assert [200, 200] == [(await client.get(path)).status_code for path in ("/health", "/ready")]

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import orjson
@@ -15,7 +16,6 @@ import trio
 from fakes import Exchange, ScriptedUpstream, answers, hangs, says
 from harness import (
     HEADERS,
-    KINDS,
     Kind,
     Server,
     ask,
@@ -44,14 +44,25 @@ async def wait_logged(server: Server, text: bytes, count: int = 1) -> None:
 async def test_sighup_brings_new_models_and_tokens_and_drops_no_request(
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
-    upstream.scripts = [hangs, says("new")]
+    go_on = trio.Event()
+
+    async def says_later(exchange: Exchange) -> None:
+        await go_on.wait()
+        await says("old")(exchange)
+
+    upstream.scripts = [says_later, says("new")]
     async with (
         open_server(tmp_path, make_config(entry("old", upstream.url))) as server,
         open_client(server.url) as client,
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(lambda: client.post(PATH, json=ask()))
-        running = await upstream.wait_asked()
+        running: list[httpx2.Response] = []
+
+        async def post() -> None:
+            running.append(await client.post(PATH, json=ask()))
+
+        nursery.start_soon(post)
+        await upstream.wait_asked()
         write_config(tmp_path, make_config(entry("new", upstream.url), bearer_tokens=["sk-second"]))
         server.process.send_signal(signal.SIGHUP)
         await wait_logged(server, b"configuration reloaded")
@@ -59,23 +70,34 @@ async def test_sighup_brings_new_models_and_tokens_and_drops_no_request(
         answer = await client.post(PATH, json=ask(model="new"), headers={"Authorization": "Bearer sk-second"})
         assert (200, "new") == (answer.status_code, answer.json()["model"])
         assert 401 == (await client.post(PATH, json=ask())).status_code
-        assert not running.gone.is_set()
-        nursery.cancel_scope.cancel()
+        go_on.set()
+    assert [(200, "old")] == [(each.status_code, each.json()["model"]) for each in running]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "workers"), [("gateway", 1), ("hypercorn", 1), ("hypercorn", 2)])
 async def test_changed_file_is_read_again_and_a_bad_one_is_told(
-    kind: Kind, tmp_path: Path, upstream: ScriptedUpstream
+    kind: Kind, workers: int, tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
-    async with open_server(tmp_path, make_config(entry("old", upstream.url)), kind) as server:
+    arguments = ["--workers", str(workers)] if kind == "hypercorn" else []
+    async with open_server(tmp_path, make_config(entry("old", upstream.url)), kind, *arguments) as server:
+        await wait_logged(server, b"unning on", workers)
         (tmp_path / ".picoclaw" / "config.json").write_text('{"gateway": {"port": "x"}}')
-        await wait_logged(server, b"$.gateway.port")
-        async with open_client(server.url) as client:
-            assert 200 == (await client.post(PATH, json=ask(model="old"))).status_code
+        await wait_logged(server, b"$.gateway.port", workers)
+        assert {200} == await statuses(server, model="old")
 
-            write_config(tmp_path, make_config(entry("new", upstream.url)))
-            await wait_logged(server, b"configuration reloaded")
-            assert 200 == (await client.post(PATH, json=ask(model="new"))).status_code
+        write_config(tmp_path, make_config(entry("new", upstream.url)))
+        await wait_logged(server, b"configuration reloaded", workers)
+        assert {200} == await statuses(server, model="new")
+        assert {404} == await statuses(server, model="old")
+
+
+async def statuses(server: Server, **fields: Any) -> set[int]:
+    """Of the answers on several connections, which several workers take."""
+    seen = set()
+    for _ in range(8):
+        async with open_client(server.url) as client:
+            seen.add((await client.post(PATH, json=ask(**fields))).status_code)
+    return seen
 
 
 FAILING = """
@@ -186,6 +208,35 @@ async def test_metrics_tell_of_all_workers(
     assert 0 == number(text, "picoclaw_turns_running")
 
 
+@pytest.mark.parametrize(("kind", "arguments"), [("gateway", ()), ("hypercorn", ("--workers", "2"))])
+async def test_turns_in_flight_and_requests_in_line_are_those_of_all_workers(
+    kind: Kind, arguments: tuple[str, ...], tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    upstream.scripts = [hangs]
+    config = make_config(entry("one", upstream.url), max_turns=2, max_wait=60)
+    clients = 8
+    async with (
+        open_server(tmp_path, config, kind, *arguments) as server,
+        open_client(server.url) as watcher,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def post() -> None:
+            async with open_client(server.url) as client:
+                await client.post(PATH, json=ask())
+
+        for _ in range(clients):
+            nursery.start_soon(post)
+        running = waiting = 0.0
+        with trio.fail_after(WAIT):
+            while clients > running + waiting or running < len(upstream.asked):
+                text = (await watcher.get("/metrics")).text
+                running, waiting = number(text, "picoclaw_turns_running"), number(text, "picoclaw_requests_waiting")
+                await trio.sleep(0.1)  # workers tell of themselves once a second
+        assert (clients, len(upstream.asked)) == (running + waiting, running)
+        nursery.cancel_scope.cancel()
+
+
 async def test_metrics_are_open_where_that_is_configured(tmp_path: Path) -> None:
     config = make_config(metrics_open=True)
     async with serve_here(tmp_path, config) as server, open_client(server.url) as client:
@@ -223,6 +274,19 @@ async def test_request_is_one_line_of_json_without_its_content_or_a_secret(
     assert b"Hello!" not in log
     assert HEADERS["Authorization"].split()[1].encode() not in log
     assert b"sk-up-secret" not in log
+
+
+async def test_line_for_people_tells_the_same(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    config = make_config(entry("one", upstream.url), gateway={"log_level": "info", "log_format": "console"})
+    async with open_server(tmp_path, config) as server, open_client(server.url) as client:
+        await client.post(PATH, json=ask("a private word", user="alice"), headers={"X-Request-Id": "mine-1"})
+        await wait_logged(server, b"mine-1")
+        assert 0 == await server.stop()
+
+    (line,) = [line for line in server.log.decode().splitlines() if "mine-1" in line]
+    words = {"status=200", "model=one", "upstream_model=up-model-2026", "session=openai:alice", "prompt_tokens=11"}
+    assert words < {*line.split()}
+    assert "private word" not in line
 
 
 # The service manager
