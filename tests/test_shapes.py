@@ -154,6 +154,7 @@ TWICE = {
     "a backslash at the key's end": b'{"a\\\\":1,"a\\\\":2}',
     "a colon as the key": b'{":":1,":":2}',
     "an empty key": b'{"":1,"":2}',
+    "beside numbers that are written in more characters than they came in": b'{"a":1,"a":2,"b":1e5,"c":1E2}',
     "hidden behind a value that begins with an escaped colon": b'{"a":1,"a":2,"b":"\\u003a"}',
     "hidden behind a key that begins with an escaped colon": b'{"a":1,"a":2,"\\u003a":1}',
     "hidden behind an escaped space and a colon": b'{"a":1,"a":2,"b":"\\u0020:"}',

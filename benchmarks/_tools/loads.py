@@ -215,8 +215,8 @@ class Generator:
 
 
 def request(path: str = "/v1/chat/completions", **fields: object) -> str:
-    """A whole HTTP request with one short conversation, some 500 bytes."""
-    body = json.dumps({"model": MODEL, "messages": MESSAGES, "temperature": 0.7, **fields})
+    """A whole HTTP request with one short conversation, some 500 bytes, spelled as OpenAI's SDKs do."""
+    body = json.dumps({"model": MODEL, "messages": MESSAGES, "temperature": 0.7, **fields}, separators=(",", ":"))
     return (
         f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {TOKEN}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
