@@ -22,6 +22,7 @@ from .files import file_tools
 from .mcp_servers import McpServers, open_mcp_servers
 from .programs import exec_tool
 from .values import Tool
+from .web_fetch import web_fetch_tool
 
 
 @attrs.frozen
@@ -90,5 +91,6 @@ def _built_in(config: Config) -> dict[str, Tool]:
     tools = [
         *file_tools(workspace),
         exec_tool(config.tools.exec, workspace),
+        web_fetch_tool(config.tools.web_fetch),
     ]
     return {tool.name: tool for tool in tools if tool.name in config.tools.allow.names}
