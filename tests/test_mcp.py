@@ -427,7 +427,6 @@ import sys, trio
 from pathlib import Path
 sys.modules["mcp"] = sys.modules["mcp_types"] = None
 from picoclaw_trio.config.tools import McpConfig, McpServerConfig
-from picoclaw_trio.tools.mcp_link import open_link
 from picoclaw_trio.tools.mcp_servers import open_mcp_servers
 
 async def main():
@@ -448,13 +447,41 @@ async def test_missing_package_leaves_the_tools_out_and_says_so() -> None:
     assert "MCP servers are configured and cannot be used" in lines[0]
 
 
+LOGGING = """
+import sys, trio
+from pathlib import Path
+from picoclaw_trio import logs
+from picoclaw_trio.config.secret import Secret
+from picoclaw_trio.config.tools import McpConfig, McpServerConfig
+from picoclaw_trio.tools.mcp_servers import open_mcp_servers
+
+async def main():
+    logs.configure("debug", "json")
+    server = McpServerConfig(url=sys.argv[1], headers={"x-key": Secret("sk-in-header")})
+    async with open_mcp_servers(McpConfig(True, {"one": server}), folder=Path(".")) as servers:
+        while not servers.tools():
+            await trio.sleep(0.01)
+        (add,) = [tool for tool in servers.tools() if tool.name == "mcp_one_add"]
+        assert "3" == await add.run({"a": 1, "b": 2})
+
+trio.run(main)
+"""
+
+
+async def test_log_at_its_most_talkative_holds_no_secret_of_a_server(tmp_path: Path) -> None:
+    async with http_server("http", tmp_path) as (_, port):
+        url = f"http://127.0.0.1:{port}/mcp?key=sk-in-url"
+        done = await trio.run_process([sys.executable, "-c", LOGGING, url], capture_stderr=True)
+    assert b"an MCP server runs" in done.stderr
+    assert b"sk-in" not in done.stderr
+
+
 async def test_servers_processes_end_when_the_gateway_is_killed(tmp_path: Path) -> None:
     program = f"""
 import sys, trio
 from pathlib import Path
 from picoclaw_trio.config.secret import Secret
 from picoclaw_trio.config.tools import McpConfig, McpServerConfig
-from picoclaw_trio.tools.mcp_link import open_link
 from picoclaw_trio.tools.mcp_servers import open_mcp_servers
 
 async def main():
