@@ -80,4 +80,4 @@ def _plain(message: Message, *, is_old: bool) -> Message:
     fields = {name: value for name, value in message.body.items() if value is not None}
     if is_old:
         fields = {name: value for name, value in fields.items() if name in ANSWER_FIELDS}
-    return Message(message.role, fields if "tool_calls" in fields else {"content": "", **fields})
+    return Message(message.role, fields if "tool_calls" in fields else {"role": message.role, "content": "", **fields})
