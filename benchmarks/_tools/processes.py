@@ -73,7 +73,11 @@ class Process:
 
     def cpu_seconds(self) -> float:
         """Processor time so far, of all that are alive."""
-        return sum(_cpu_ticks(pid) for pid in self.pids()) / TICKS
+        return sum(self.cpu_of_each().values())
+
+    def cpu_of_each(self) -> dict[int, float]:
+        """{process id: its processor time so far}"""
+        return {pid: _cpu_ticks(pid) / TICKS for pid in self.pids()}
 
     def memory(self) -> Memory:
         return _memory(self.pids())
