@@ -19,8 +19,8 @@ import trio
 from .drive import Outcome, drive
 from .errors import GatewayError, RequestError, StateError
 from .gateway import Gateway
-from .memory import Recollection, is_side_task
-from .plan import Caller, Past, TurnPlan, compose, is_steering, plan_with_tools, tool_names
+from .memory import Recollection, estimate_tokens, is_side_task
+from .plan import Caller, Past, TurnPlan, compose, is_steering, plan_with_tools, system_message, tool_names
 from .replies import Reply
 from .state import NO_CHANGE
 from .summary import sum_up
@@ -62,12 +62,22 @@ async def answer(
             on_begun()
             return await run_turn(gateway, plan, emit)
         said = [message for message in request.messages if not is_steering(message)]
-        api, window = gateway.config.gateway.openai_api, gateway.config.agents.defaults.window
-        async with gateway.memory.recall(caller.session, said, window=window, wait=api.session_wait) as recollection:
+        room, wait = _room(gateway, request), gateway.config.gateway.openai_api.session_wait
+        async with gateway.memory.recall(caller.session, said, window=room, wait=wait) as recollection:
             past = await _remember(gateway, alias, recollection)
             plan = make_plan(gateway, request, caller, alias, past, keep_text=keep_text)
             on_begun()
             return await run_turn(gateway, plan, emit)
+
+
+def _room(gateway: Gateway, request: ChatRequest) -> int:
+    """Tokens that a conversation may take: the window without the answer and without what steers the model."""
+    defaults, prompt = gateway.config.agents.defaults, gateway.workspace.identity().prompt
+    asked = request.parameters.get("max_completion_tokens") or request.parameters.get("max_tokens")
+    steering = [message for message in request.messages if is_steering(message)]
+    steering += [] if prompt is None else [system_message(prompt)]
+    spent = (asked or defaults.max_tokens or 0) + sum(map(estimate_tokens, steering))
+    return max(defaults.window - spent, defaults.window // 4)
 
 
 async def _remember(gateway: Gateway, alias: str, recollection: Recollection) -> Past:

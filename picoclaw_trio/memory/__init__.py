@@ -1,10 +1,20 @@
 """The agent's memory: the conversations of all sessions, durable, reconciled with what clients send."""
 
+from .budget import estimate_tokens
 from .memory import Memory, Recollection, open_memory
 from .shelf import Conversation
 from .side_tasks import is_side_task
 from .values import Said
 
-__all__ = ["FOLDER_NAME", "Conversation", "Memory", "Recollection", "Said", "is_side_task", "open_memory"]
+__all__ = [
+    "FOLDER_NAME",
+    "Conversation",
+    "Memory",
+    "Recollection",
+    "Said",
+    "estimate_tokens",
+    "is_side_task",
+    "open_memory",
+]
 
 FOLDER_NAME = "openai_history"  # in the gateway's home
