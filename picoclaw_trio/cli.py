@@ -174,11 +174,15 @@ def delete(key: str) -> None:
 
 
 @sessions.command()
-def export() -> None:
-    """Print all that is stored as one JSON document."""
+@click.option("--conversations", is_flag=True, help="Print the kept conversations instead.")
+def export(conversations: bool) -> None:
+    """Print the stored selections as one JSON document, which can be put back as openai_sessions.json."""
 
     async def print_all(stored: Stored) -> None:
-        async for piece in stored.export():
+        if not conversations:
+            click.echo(stored.export(), nl=False)
+            return
+        async for piece in stored.export_conversations():
             click.echo(piece, nl=False)
 
     _with_stored(print_all)

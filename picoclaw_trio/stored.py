@@ -73,19 +73,19 @@ class Stored:
             await self.memory.forget(key)
         await self.sessions.delete(key).wait()
 
-    async def export(self) -> AsyncIterator[str]:
-        """One JSON document in pieces: the selections as on disk, and each conversation's messages."""
-        document = self.sessions.export().decode()
-        conversations = await self.memory.sessions() if self.memory else ()
-        if not (self.memory and conversations):
-            yield document
-            return
-        before = document.rstrip().removesuffix("}").rstrip() + ',\n  "conversations": {'
-        for found in conversations:
-            lines = b",\n      ".join(await self.memory.lines(found.key)).decode()
-            yield f"{before}\n    {orjson.dumps(found.key).decode()}: [\n      {lines}\n    ]"
+    def export(self) -> str:
+        """The selections as one JSON document, which can be put back as the file that they are kept in."""
+        return self.sessions.export().decode()
+
+    async def export_conversations(self) -> AsyncIterator[str]:
+        """One JSON document in pieces: ``{key: [message, ...]}``, each message as on disk."""
+        before = "{"
+        for found in await self.memory.sessions() if self.memory else ():
+            assert self.memory is not None
+            lines = b",\n    ".join(await self.memory.lines(found.key)).decode()
+            yield f"{before}\n  {orjson.dumps(found.key).decode()}: [\n    {lines}\n  ]"
             before = ","
-        yield "\n  }\n}\n"
+        yield "{}\n" if before == "{" else "\n}\n"
 
 
 @asynccontextmanager

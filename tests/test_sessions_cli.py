@@ -82,8 +82,9 @@ async def test_conversations_are_told_with_the_selections(tmp_path: Path, upstre
 
         document = orjson.loads((await picoclaw(tmp_path, "export"))[1])
         assert {"openai:alice"} == set(document["sessions"])
-        assert {"openai:alice", "openai:bob"} == set(document["conversations"])
-        said = [(message["role"], message["content"]) for message in document["conversations"]["openai:alice"]]
+        conversations = orjson.loads((await picoclaw(tmp_path, "export", "--conversations"))[1])
+        assert {"openai:alice", "openai:bob"} == set(conversations)
+        said = [(message["role"], message["content"]) for message in conversations["openai:alice"]]
         assert [("user", "hello"), ("assistant", "Hi!")] == said
 
         assert (0, "") == await picoclaw(tmp_path, "delete", "openai:alice")
@@ -112,6 +113,7 @@ async def test_conversation_whose_turn_runs_is_deleted_when_it_has_ended(tmp_pat
 async def test_looking_for_conversations_makes_none(tmp_path: Path) -> None:
     (tmp_path / ".picoclaw").mkdir()
     assert (0, "") == await picoclaw(tmp_path, "list")
+    assert (0, "{}\n") == await picoclaw(tmp_path, "export", "--conversations")
     assert not await trio.Path(tmp_path / ".picoclaw" / FOLDER_NAME).exists()
 
 
