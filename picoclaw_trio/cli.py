@@ -8,6 +8,7 @@ Editing rule: nothing but this file, ``terminal`` and ``onboard`` prints.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -96,13 +97,15 @@ def onboard(yes: bool) -> None:
 @main.command()
 @click.option("-m", "--message", help="Ask this one question, print the reply and end.")
 @click.option("--model", help="Answer with this model_name; nothing is stored.")
-@click.option("-s", "--session", default="default", show_default=True, help="Name of the session.")
+@click.option("-s", "--session", default="default", show_default=True, help="Name of the conversation.")
 def agent(message: str | None, model: str | None, session: str) -> None:
     """Talk to the agent in the terminal: one question with -m, a conversation without."""
     with _failures_told():
         config = _load()
         from . import logs, terminal
 
+        if problem := terminal.session_name_problem(session):
+            raise click.BadParameter(problem, param_hint="--session")
         logs.configure("error" if config.gateway.log_level == "warn" else config.gateway.log_level, "console")
         if message is None:
             terminal.run_conversation(config, model=model, session=session)
@@ -236,7 +239,10 @@ def _failures_told() -> Iterator[None]:
     try:
         yield
     except GatewayError as exc:
-        raise click.ClickException(f"{exc.message}{_reason(exc)}") from exc
+        from .visible import visible
+
+        message = f"{exc.message}{_reason(exc)}"  # it may hold an upstream's own words
+        raise click.ClickException(visible(message) if sys.stderr.isatty() else message) from exc
     except OSError as exc:
         raise click.ClickException(f"{exc.filename or ''}: {exc.strerror or exc}") from exc
 

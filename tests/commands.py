@@ -56,9 +56,10 @@ class Terminal:
 
     async def see(self, text: str) -> str:
         """Wait until *text* is shown, and give what came before it and has not been seen yet."""
-        with trio.fail_after(END_TIMEOUT):
+        with trio.move_on_after(END_TIMEOUT):
             while text not in self.shown:
                 self.shown += (await self.stream.receive_some()).decode(errors="replace")
+        assert text in self.shown
         before, _, self.shown = self.shown.partition(text)
         return before
 
@@ -76,8 +77,8 @@ class Terminal:
 
 
 @asynccontextmanager
-async def at_terminal(home: Path, *arguments: str) -> AsyncIterator[Terminal]:
-    """Run ``picoclaw`` at a terminal; kill it at the end of the block if it still runs."""
+async def at_terminal(home: Path, *arguments: str, **environment: str) -> AsyncIterator[Terminal]:
+    """Run ``picoclaw`` at a terminal, a plain one unless TERM is given; kill it at the end of the block if it runs."""
     master, slave = pty.openpty()
 
     def take_terminal() -> None:
@@ -88,7 +89,7 @@ async def at_terminal(home: Path, *arguments: str) -> AsyncIterator[Terminal]:
         stdin=slave,
         stdout=slave,
         stderr=slave,
-        env={**make_environment(home), "TERM": "dumb"},
+        env={**make_environment(home), "TERM": "dumb", **environment},
         cwd=home,
         start_new_session=True,
         preexec_fn=take_terminal,

@@ -88,6 +88,7 @@ class Server:
     _link: Link | None = None
     _failures: int = 0
     _is_old: bool = False
+    started: trio.Event = attrs.field(factory=trio.Event, init=False)  # it has run or failed, once
 
     async def run(self, package: Package) -> None:
         """Keep a session. A task for the gateway's nursery; never ends."""
@@ -129,6 +130,7 @@ class Server:
     def _begin(self, link: Link) -> None:
         self._link = link
         self.state = "running"
+        self.started.set()
         log.info("an MCP server runs", server=self.name, tools=len(self.tools))
 
     def _keep(self, offers: Collection[Offer]) -> None:
@@ -143,6 +145,7 @@ class Server:
             # It may be one of those that cannot bear the question for their revision, or that know no other way.
             self._is_old = not self._is_old
         self.state = f"failed: {reason}"
+        self.started.set()
         log.warning("an MCP server failed", server=self.name, reason=reason)
 
 
@@ -159,6 +162,11 @@ class McpServers:
     def states(self) -> Mapping[str, str]:
         """For each of them ``starting``, ``running`` or ``failed: <why>``."""
         return {server.name: server.state for server in self._servers}
+
+    async def wait_started(self) -> None:
+        """Return when each has run or failed, once."""
+        for server in self._servers:
+            await server.started.wait()
 
 
 @asynccontextmanager
@@ -191,6 +199,7 @@ async def _run(servers: tuple[Server, ...]) -> None:
         log.error("MCP servers are configured and cannot be used", reason=NOT_INSTALLED, error=str(exc))
         for server in servers:
             server.state = f"failed: {NOT_INSTALLED}"
+            server.started.set()
         return
     async with trio.open_nursery() as nursery:
         for server in servers:

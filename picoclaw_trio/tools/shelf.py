@@ -17,6 +17,7 @@ import attrs
 import trio
 
 from ..config import Config, Door
+from ..config.tools import MCP_PREFIX
 from .box import Limits, ToolBox
 from .files import file_tools
 from .mcp_servers import McpServers, open_mcp_servers
@@ -58,6 +59,17 @@ class Tools:
             return None
         turn = trio.CapacityLimiter(settings.max_parallel)
         return ToolBox(tools, Limits(settings.timeout, settings.max_result_chars, turn, self.running))
+
+    def servers(self, door: Door) -> Mapping[str, str]:
+        """The state of each MCP server, where that door may have tools of any."""
+        allow = self.config.tools.allow
+        names = allow.http if door == "http" else allow.terminal
+        return self.mcp.states() if self.mcp and any(name.startswith(MCP_PREFIX) for name in names) else {}
+
+    async def wait_started(self) -> None:
+        """Return when no MCP server is still at its first start; each has a time limit for that."""
+        if self.mcp is not None:
+            await self.mcp.wait_started()
 
     def _all(self) -> Iterator[Tool]:
         yield from self.built_in.values()

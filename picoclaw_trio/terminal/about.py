@@ -1,0 +1,112 @@
+"""What the terminal says about sessions, the conversation's size and the tools. Values in, lines out.
+
+Theory: sizes are the memory's own estimates, so they are the ones by which it cuts.
+Editing rule: nothing here changes anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+
+import orjson
+
+from ..gateway import Gateway
+from ..memory import Conversation, Said, estimate_tokens
+from ..messages import Message
+from ..tools import ToolBox
+from ..visible import one_line
+from .talk import PREFIX, Talk
+
+MAX_LISTED = 50
+NO_TOOLS = "None: tools.allow.terminal in the configuration permits none."
+
+
+def session_line(talk: Talk) -> str | None:
+    """What is resumed; None if the session is new."""
+    for found in talk.sessions():
+        if found.key == talk.key:
+            return f"Session {talk.session}: {_messages(found.messages)}, the last one {_local_time(found.updated_at)}."
+    return None
+
+
+def list_sessions(talk: Talk) -> str:
+    found = talk.sessions()
+    if not found:
+        return "No conversation is kept."
+    width = max(len(_name(one)) for one in found[:MAX_LISTED])
+    lines = [
+        f"{'*' if one.key == talk.key else ' '} {_name(one):{width}}  {_messages(one.messages):13}  "
+        f"{_local_time(one.updated_at)}"
+        for one in found[:MAX_LISTED]
+    ]
+    more = [f"  ... and {len(found) - MAX_LISTED} older ones"] if len(found) > MAX_LISTED else []
+    return "\n".join([*lines, *more])
+
+
+def describe_context(talk: Talk) -> str:
+    """How full the model's window is, and of what."""
+    kept = talk.kept()
+    prompt, box, window = talk.look(_surroundings)
+    size = sum(estimate_tokens(said.message) for said in kept)
+    return "\n".join(_context_lines(talk.session, kept, size, prompt, box, window))
+
+
+def _surroundings(gateway: Gateway) -> tuple[str | None, ToolBox | None, int]:
+    identity = gateway.workspace.identity()
+    return identity.prompt, gateway.tools.box("terminal", identity.tools), gateway.config.agents.defaults.window
+
+
+def _context_lines(
+    session: str, kept: Sequence[Said], size: int, prompt: str | None, box: ToolBox | None, window: int
+) -> Iterator[str]:
+    seen = sum(not said.internal for said in kept)
+    yield f"Session {session}: {_messages(seen)}, {_tokens(size)} of a window of {window:,}."
+    spent = _size(prompt) if prompt else 0
+    if size + spent > window:
+        yield "It has outgrown the window: its oldest turns are kept, but no longer sent."
+    yield f"System prompt: {_tokens(spent) if prompt else 'none'}."
+    if box is None:
+        yield f"Tools: {NO_TOOLS[0].lower()}{NO_TOOLS[1:]}"
+    else:
+        yield f"Tools: {', '.join(sorted(box.tools))}; {_tokens(_size(orjson.dumps(box.schemas()).decode()))}."
+
+
+def describe_tools(talk: Talk) -> str:
+    """The tools that the agent may use here, and what is wrong with the servers of others."""
+    _, box, _ = talk.look(_surroundings)
+    servers = talk.look(lambda gateway: gateway.tools.servers("terminal"))
+    tools = {} if box is None else box.tools
+    width = max(map(len, tools), default=0)
+    lines = [f"{name:{width}}  {_first_line(tools[name].description)}" for name in sorted(tools)]
+    lines += [f"MCP server {name}: {state}" for name, state in servers.items() if state != "running"]
+    return "\n".join(lines) or NO_TOOLS
+
+
+def _first_line(text: str) -> str:
+    """Of a description: its first sentence, or the first line."""
+    return one_line(text.strip().partition("\n")[0].partition(". ")[0].rstrip("."))
+
+
+def _size(text: str) -> int:
+    return estimate_tokens(Message("system", {"role": "system", "content": text}))
+
+
+def _tokens(count: int) -> str:
+    return f"about {count:,} tokens"
+
+
+def _messages(count: int) -> str:
+    return "1 message" if count == 1 else f"{count:,} messages"
+
+
+def _name(conversation: Conversation) -> str:
+    return conversation.key.removeprefix(PREFIX)
+
+
+def _local_time(at: str) -> str:
+    """A time as ISO 8601 has it, on this machine's clock; as it stands where it is none."""
+    try:
+        return f"{datetime.fromisoformat(at).astimezone():%Y-%m-%d %H:%M}"
+    except ValueError:
+        return at

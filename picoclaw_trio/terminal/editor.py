@@ -1,0 +1,166 @@
+"""Lines typed at a terminal: with the standard library's readline, or without where there is none.
+
+Theory: readline's state belongs to the process, so it is set up once and taken down at the end. History is ours: what
+a person sent becomes one entry, however many lines it has. Of the two libraries that may stand behind the module only
+GNU's says what was typed when Ctrl-C came, and takes a paste as one piece.
+Editing rule: nothing else imports readline.
+"""
+
+from __future__ import annotations
+
+import sys
+import termios
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from types import ModuleType
+from typing import Any, Protocol
+
+import attrs
+
+from .history import HistoryFile
+
+Complete = Callable[[str, str], list[str]]
+
+
+class Editor(Protocol):
+    """Gets a line from a person.
+
+    Attributes:
+        pastes_whole: a paste with line breaks in it comes as one line.
+    """
+
+    pastes_whole: bool
+
+    def read_line(self, prompt: str) -> str | None:
+        """One line without its end; None at the end of all lines."""
+        ...
+
+    def remember(self, text: str) -> None:
+        """Offer *text* again, in this run and in later ones."""
+        ...
+
+    def dropped(self) -> str | None:
+        """What was on the line that Ctrl-C has ended; None where nobody knows."""
+        ...
+
+    def quiet(self) -> AbstractContextManager[None]:
+        """What is typed within is not shown in the midst of other text, but offered on the next line."""
+        ...
+
+
+@attrs.define
+class PlainEditor:
+    """No line editing but the terminal's own."""
+
+    pastes_whole: bool = False
+
+    def read_line(self, prompt: str) -> str | None:
+        # The prompt is for the person, and standard output may lead elsewhere.
+        try:
+            return input(prompt if sys.stdout.isatty() else "")
+        except (EOFError, OSError):  # the end, or the terminal is gone
+            return None
+
+    def remember(self, text: str) -> None: ...
+
+    def dropped(self) -> str | None:
+        return None
+
+    def quiet(self) -> AbstractContextManager[None]:
+        return nullcontext()  # it would not be shown on the next line either
+
+
+@attrs.define
+class ReadlineEditor(PlainEditor):
+    """The standard library's readline."""
+
+    _readline: ModuleType = attrs.field(kw_only=True)
+    _file: HistoryFile = attrs.field(kw_only=True)
+    _is_gnu: bool = attrs.field(kw_only=True)
+
+    def remember(self, text: str) -> None:
+        last = self._readline.get_current_history_length()
+        if not last or self._readline.get_history_item(last) != text:
+            self._readline.add_history(text)
+            self._file.add(text)
+
+    def dropped(self) -> str | None:
+        return self._readline.get_line_buffer() if self._is_gnu else None
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        with _modes_kept() as modes:
+            modes[3] &= ~termios.ECHO
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, modes)
+            yield
+
+
+@contextmanager
+def open_editor(file: HistoryFile, complete: Complete, environ: Mapping[str, str]) -> Iterator[Editor]:
+    """The best editor that there is, with the history of *file*.
+
+    Args:
+        complete: gives what may stand for the last word: of the words before it, and its beginning.
+    """
+    try:
+        import readline
+    except ImportError:
+        yield PlainEditor()
+        return
+    is_gnu = "libedit" not in (readline.__doc__ or "")
+    knows_pastes = is_gnu and environ.get("TERM", "dumb") != "dumb" and _version(readline) >= 7
+    for binding in _bindings(is_gnu, knows_pastes):
+        readline.parse_and_bind(binding)
+    readline.set_auto_history(False)
+    readline.set_completer_delims(" \t\n")
+    readline.set_completer(_completer(readline, complete))
+    for entry in file.load():
+        readline.add_history(entry)
+    try:
+        yield ReadlineEditor(knows_pastes, readline=readline, file=file, is_gnu=is_gnu)
+    finally:
+        readline.set_completer(None)
+        readline.clear_history()
+
+
+def _version(readline: ModuleType) -> int:
+    return int(str(getattr(readline, "_READLINE_LIBRARY_VERSION", "0")).partition(".")[0])
+
+
+def _bindings(is_gnu: bool, knows_pastes: bool) -> Iterator[str]:
+    if is_gnu:
+        yield "tab: complete"
+        yield "set show-all-if-ambiguous on"
+    else:
+        yield "bind ^I rl_complete"
+    if knows_pastes:
+        yield "set enable-bracketed-paste on"
+
+
+def _completer(readline: ModuleType, complete: Complete) -> Callable[[str, int], str | None]:
+    """Readline asks for one after the other, until there is none."""
+    found: list[str] = []
+
+    def give(text: str, index: int) -> str | None:
+        if index == 0:
+            found[:] = complete(readline.get_line_buffer()[: readline.get_begidx()], text)
+        return found[index] if index < len(found) else None
+
+    return give
+
+
+@contextmanager
+def terminal_kept() -> Iterator[None]:
+    """Give the terminal back as it was, whatever happens within."""
+    with _modes_kept():
+        yield
+
+
+@contextmanager
+def _modes_kept() -> Iterator[list[Any]]:
+    modes = termios.tcgetattr(sys.stdin)
+    try:
+        yield [*modes]
+    finally:
+        with suppress(termios.error):  # it is gone
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, modes)
