@@ -114,6 +114,7 @@ class H2(H2Protocol):
             elif not isinstance(event, h2.events.PriorityUpdated):  # RFC 9113 5.3.2: may be ignored
                 await super()._handle_events([event])
                 if isinstance(event, h2.events.StreamReset):
+                    await self._forget(event.stream_id)
                     await self.send(Updated(idle=self.idle))
         await self._flush()
 
@@ -151,9 +152,15 @@ class H2(H2Protocol):
         except h2.exceptions.ProtocolError:  # the stream or the connection has been closed meanwhile
             await buffer.close()
         if buffer.complete:
-            del self.stream_buffers[stream_id]
-            self.priority.remove_stream(stream_id)
+            await self._forget(stream_id)
         await self._flush()
+
+    async def _forget(self, stream_id: int) -> None:
+        """Put away what a stream had to send; whoever waits for that goes on."""
+        buffer = self.stream_buffers.pop(stream_id, None)
+        if buffer is not None:
+            await buffer.close()
+            self.priority.remove_stream(stream_id)
 
     async def _give_up(self, stream_id: int) -> None:
         """End this one stream as if its client had."""

@@ -10,11 +10,15 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import attrs
 import orjson
 import pytest
 import trio
 from fakes import ScriptedUpstream
 from harness import ADDRESS, TOKEN, entry, make_config, serve_here
+
+from picoclaw_trio.config import ModelConfig, OpenAIApiConfig
+from picoclaw_trio.config.values import GatewayConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -99,3 +103,19 @@ def test_links_to_files_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert links
     assert [] == [link for link in links if not (ROOT / link).exists()]
+
+
+UNITS = {"MiB": 2**20, "s": 1, "a": 1, "": 1, "characters": 1}
+
+
+def test_limits_tell_the_defaults_that_are_in_force() -> None:
+    """Of those that a key of the configuration sets."""
+    chapter = README.partition("## Limits")[2].partition("\n## ")[0]
+    told = re.findall(r"^\|[^|]*\| ([\d,]+) ?([A-Za-z]*)[^|(]*\(`(\w+)`\)", chapter, re.MULTILINE)
+    defaults = {**attrs.asdict(OpenAIApiConfig()), "grace": GatewayConfig().grace}
+    defaults["request_timeout"] = attrs.fields_dict(ModelConfig)["request_timeout"].default
+
+    assert len(told) > 10
+    assert {key: defaults[key] for _, _, key in told} == {
+        key: int(number.replace(",", "")) * UNITS[unit] for number, unit, key in told
+    }

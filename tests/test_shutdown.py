@@ -21,7 +21,7 @@ from host_client import Answer, Client, Client2, connect, connect2
 from serving import PATH, head, wait_until
 from streams import Endless, by_model, says_as_asked
 
-GRACE = 2
+GRACE = 5
 # Seconds for an exit that takes the whole grace; on a busy machine everything takes its time.
 LIMIT = GRACE + 15.0
 EACH = 3  # connections of a kind, so that of two workers hardly one has none
