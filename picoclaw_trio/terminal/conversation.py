@@ -119,6 +119,8 @@ class Conversation:
     def _read(self) -> str | None:
         """The next text; None at the end."""
         while True:
+            if self.is_typed:
+                self.signals.pass_over()
             try:
                 with self.signals.raised():
                     text = self.lines.read()

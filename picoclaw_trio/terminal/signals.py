@@ -1,8 +1,8 @@
 """What Ctrl-C and the signals to end do to the terminal's own thread.
 
 Theory: Python runs signal handlers in the main thread, between any two steps of it. To raise there is safe only where
-whatever the step has just done may be lost; elsewhere a signal becomes a message. Where nobody listens Ctrl-C is
-passed over, and a signal to end is kept for the next who does.
+whatever the step has just done may be lost; elsewhere a signal becomes a message. Where nobody listens it is kept for
+the next who does.
 Editing rule: a place that may wait for long, for a person or a model, listens; clean-up never does.
 """
 
@@ -42,6 +42,7 @@ class Signals:
 
     _tell: Tell | None = None
     _to_end: int | None = None
+    _is_interrupted: bool = False
 
     @contextmanager
     def handled(self) -> Iterator[None]:
@@ -67,11 +68,14 @@ class Signals:
 
     @contextmanager
     def told(self, tell: Tell) -> Iterator[None]:
-        """Give each signal to *tell*, which runs in the middle of anything; first one to end that nobody heard."""
+        """Give each signal to *tell*, which runs in the middle of anything; first one that nobody has heard."""
         before, self._tell = self._tell, tell
         try:
             if self._to_end is not None:
                 tell(Ended(self._to_end))
+            elif self._is_interrupted:
+                self._is_interrupted = False
+                tell(KeyboardInterrupt())
             yield
         finally:
             self._tell = before
@@ -79,10 +83,14 @@ class Signals:
     def raised(self) -> AbstractContextManager[None]:
         """
         Raises:
-            KeyboardInterrupt: Ctrl-C, anywhere within.
-            Ended: the program is to end, anywhere within or since somebody listened last.
+            KeyboardInterrupt: Ctrl-C.
+            Ended: the program is to end.
         """
         return self.told(self._raise)
+
+    def pass_over(self) -> None:
+        """A Ctrl-C that nobody has heard was meant for something that is over."""
+        self._is_interrupted = False
 
     @contextmanager
     def deadly(self) -> Iterator[None]:
@@ -103,7 +111,9 @@ class Signals:
             self._to_end = signum
             # In the background giving the terminal back would stop us, and a stopped program does not end.
             signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-        if self._tell is not None:
+        if self._tell is None:
+            self._is_interrupted = signum == signal.SIGINT
+        else:
             self._tell(KeyboardInterrupt() if signum == signal.SIGINT else Ended(signum))
 
     def _raise(self, interrupt: Interrupt) -> NoReturn:
