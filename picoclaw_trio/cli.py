@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """PicoClaw's gateway: your own agent and models behind the OpenAI API."""
+    # A standard stream that is closed leads nowhere, and no file that is opened later takes its place.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # as long as the process
 
 
 @main.command()
@@ -104,6 +108,8 @@ def agent(message: str | None, model: str | None, session: str) -> None:
         config = _load()
         from . import logs, terminal
 
+        if message is not None and not message.strip():
+            raise click.BadParameter("There is no question in it.", param_hint="--message")
         if problem := terminal.session_name_problem(session):
             raise click.BadParameter(problem, param_hint="--session")
         logs.configure("error" if config.gateway.log_level == "warn" else config.gateway.log_level, "console")

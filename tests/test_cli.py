@@ -71,6 +71,7 @@ async def test_help_lists_every_command(tmp_path: Path) -> None:
         ["gateway", "--frobnicate"],
         ["gateway", "--port", "65536"],
         ["agent", "-m"],
+        ["agent", "-m", " "],
     ],
     ids=" ".join,
 )

@@ -705,6 +705,25 @@ async def test_session_that_is_busy_in_another_terminal_is_told(tmp_path: Path, 
     assert "busy" in ran.err or "turn" in ran.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "closed", "out"),
+    [("-m first", ">&-", b""), ("-m first", "2>&-", b"Hello!\n"), ("", "<&-", b""), ("-m first", "<&-", b"Hello!\n")],
+)
+async def test_stream_that_is_closed_costs_nothing(
+    arguments: str, closed: str, out: bytes, tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    prepare(tmp_path, upstream)
+    with trio.fail_after(20):
+        done = await trio.run_process(
+            ["sh", "-c", f"{sys.executable} -m picoclaw_trio agent {arguments} {closed}"],
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+            env=make_environment(tmp_path),
+        )
+    assert (0, out, b"") == (done.returncode, done.stdout, done.stderr)
+
+
 async def test_reader_who_has_enough_is_no_failure_to_tell(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     read, write = os.pipe()
     os.close(read)
