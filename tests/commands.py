@@ -8,8 +8,8 @@ import pty
 import signal
 import sys
 import termios
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import attrs
@@ -76,9 +76,20 @@ class Terminal:
         return termios.tcgetattr(self.slave)[:4]
 
 
-@asynccontextmanager
-async def at_terminal(home: Path, *arguments: str, **environment: str) -> AsyncIterator[Terminal]:
+def at_terminal(home: Path, *arguments: str, **environment: str) -> AbstractAsyncContextManager[Terminal]:
     """Run ``picoclaw`` at a terminal, a plain one unless TERM is given; kill it at the end of the block if it runs."""
+    return open_terminal(home, arguments, environment)
+
+
+@asynccontextmanager
+async def open_terminal(
+    home: Path, arguments: Sequence[str], environment: Mapping[str, str], out: int | None = None
+) -> AsyncIterator[Terminal]:
+    """The same.
+
+    Args:
+        out: file to which its standard output goes instead.
+    """
     master, slave = pty.openpty()
 
     def take_terminal() -> None:
@@ -87,7 +98,7 @@ async def at_terminal(home: Path, *arguments: str, **environment: str) -> AsyncI
     process = await trio.lowlevel.open_process(
         [sys.executable, "-m", "picoclaw_trio", *arguments],
         stdin=slave,
-        stdout=slave,
+        stdout=slave if out is None else out,
         stderr=slave,
         env={**make_environment(home), "TERM": "dumb", **environment},
         cwd=home,

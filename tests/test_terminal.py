@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import pytest
 import trio
-from commands import Ran, Terminal, at_terminal, run
+from commands import Ran, Terminal, at_terminal, open_terminal, run
 from fakes import Exchange, Script, ScriptedUpstream, answers, chunk, error_body, frame, hangs, streams, text_frames
 from harness import ask, command, entry, make_config, make_environment, open_client, open_server, write_config
 from serving import PATH, wait_until
@@ -557,6 +557,21 @@ async def test_gateway_that_cannot_be_opened_is_told(tmp_path: Path, upstream: S
         assert (1, "") == (ran.status, ran.out)
         assert ran.err.startswith("Error: ")
         assert "Traceback" not in ran.err
+
+
+async def test_answers_go_where_standard_output_leads(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    prepare(tmp_path, upstream)
+    path = tmp_path / "answers"
+    with path.open("w") as file:
+        async with open_terminal(tmp_path, ["agent"], {}, out=file.fileno()) as terminal:
+            await terminal.see("Ctrl-D ends.\r\n")
+            await terminal.type("first\r")
+            await wait_until(lambda: "Hello!\n" == path.read_text())
+            await terminal.type("second\r")
+            await wait_until(lambda: "Hello!\nHello!\n" == path.read_text())
+            await terminal.type("\x04")
+            assert 0 == await terminal.end()
+    assert ["first", "second"] == questions(upstream)
 
 
 # Sessions

@@ -105,6 +105,13 @@ def test_thoughts_are_shown_where_they_can_be_told_from_the_answer() -> None:
     assert "· thinking …\nA.\n" == show(*events, thoughts=True)[0]
 
 
+@pytest.mark.parametrize("environ", [{}, {"TERM": "dumb"}, {"TERM": "xterm", "NO_COLOR": "1"}], ids=str)
+def test_colours_are_for_terminals_that_have_them_and_people_who_want_them(environ: dict[str, str]) -> None:
+    assert not Screen.on(Stream(True), Stream(True), environ).is_dim
+    assert not Screen.on(Stream(True), Stream(False), {"TERM": "xterm"}).is_dim
+    assert Screen.on(Stream(False), Stream(True), {"TERM": "xterm"}).is_dim
+
+
 def test_answer_in_a_pipe_is_as_the_model_said_it_and_notes_stand_beside() -> None:
     events = (TextDelta("\x1bOne"), READ, DONE, TextDelta("\n\n"), TextDelta("two"))
 

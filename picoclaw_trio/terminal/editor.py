@@ -102,9 +102,8 @@ def open_editor(file: HistoryFile, complete: Complete, environ: Mapping[str, str
     Args:
         complete: gives what may stand for the last word: of the words before it, and its beginning.
     """
-    try:
-        import readline
-    except ImportError:
+    readline = _load_readline()
+    if readline is None:
         yield PlainEditor()
         return
     is_gnu = "libedit" not in (readline.__doc__ or "")
@@ -121,6 +120,17 @@ def open_editor(file: HistoryFile, complete: Complete, environ: Mapping[str, str
     finally:
         readline.set_completer(None)
         readline.clear_history()
+
+
+def _load_readline() -> ModuleType | None:
+    """None where Python has none, or would not use it since standard output leads elsewhere."""
+    if not sys.stdout.isatty():
+        return None
+    try:
+        import readline
+    except ImportError:
+        return None
+    return readline
 
 
 def _version(readline: ModuleType) -> int:
