@@ -240,10 +240,12 @@ def _load(environ: dict[str, str] | None = None) -> Config:
 @contextmanager
 def _failures_told() -> Iterator[None]:
     """A failure that has words of its own is told on standard error, and the exit status is 1."""
-    from .errors import GatewayError
+    from .errors import GatewayError, StateError
 
     try:
         yield
+    except StateError as exc:  # what it says to clients is of a request, and here there was none
+        raise click.ClickException(f"The stored state cannot be used. {exc.reason}") from exc
     except GatewayError as exc:
         from .visible import visible
 
@@ -254,8 +256,6 @@ def _failures_told() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    from .errors import StateError, UpstreamError
+    from .errors import UpstreamError
 
-    if isinstance(error, StateError):
-        return f" ({error.reason})"
     return f" ({error.detail})" if isinstance(error, UpstreamError) and error.detail else ""

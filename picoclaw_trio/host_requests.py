@@ -51,7 +51,7 @@ class Inbox:
     In place of a memory channel, in which that news can find no room, and which has no end when the application has
     one: both would park the connection's reader for ever.
 
-    An application that wants no task of its own to wait here (8 % of a request's processor time) has its messages
+    An application that wants no task of its own to wait here (5 % of a request's processor time) has its messages
     handed to it, see ``attach``.
     """
 

@@ -2,7 +2,7 @@
 
 Theory: ``trio.SocketStream`` pays for each call with a system call that fails or a turn of the scheduler. Here bytes
 are written at once as far as they fit, and are read when the kernel has told of them; only waiting is a checkpoint.
-Both sides of a request together: 12 % of its processor time.
+Towards upstreams alone that saves 4 % of a request's processor time.
 Editing rule: one task reads and one writes; whoever may write without ever waiting sees to checkpoints himself.
 """
 

@@ -162,6 +162,7 @@ class Here:
 
     url: str
     gateway: Gateway
+    app: GatewayApp
 
     @property
     def api(self) -> str:
@@ -176,10 +177,12 @@ async def serve_here(home: Path, config: Mapping[str, Any]) -> AsyncIterator[Her
     hypercorn = hypercorn_config(loaded)
     stop = trio.Event()
     async with open_gateway(loaded) as gateway, trio.open_nursery() as nursery:
-        app = ASGIWrapper(GatewayApp(lambda: nullcontext(gateway)))
-        serve = partial(worker_serve, app, hypercorn, sockets=listen(hypercorn), shutdown_trigger=stop.wait)
+        app = GatewayApp(lambda: nullcontext(gateway))
+        serve = partial(
+            worker_serve, ASGIWrapper(app), hypercorn, sockets=listen(hypercorn), shutdown_trigger=stop.wait
+        )
         (address,) = await nursery.start(serve)
-        yield Here(address, gateway)
+        yield Here(address, gateway, app)
         stop.set()
 
 

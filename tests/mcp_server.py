@@ -114,7 +114,7 @@ async def learn(context: Context) -> str:
 
 
 async def serve(kind: str) -> None:
-    listener = socket.create_server(("127.0.0.1", int(os.environ.get("MCP_TEST_PORT", "0"))))
+    listener = socket.create_server(("127.0.0.1", 0))
     app = server.sse_app() if kind == "sse" else server.streamable_http_app()
     print(listener.getsockname()[1], flush=True)
     await uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)).serve([listener])

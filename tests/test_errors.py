@@ -134,6 +134,14 @@ def test_the_table_of_this_file_has_every_status() -> None:
     assert set(STATUS_KINDS) <= set(STATUSES)
 
 
+WORDS = st.sampled_from(["Rate limit reached", "insufficient_quota", "context length exceeded", "timeout", "401"])
+
+
+@given(st.sampled_from([*STATUSES]), WORDS | st.text(), WORDS | st.text())
+def test_no_word_of_an_upstream_decides_what_a_failure_is(status: int | None, message: str, code: str) -> None:
+    assert STATUSES[status] == from_status(status, message, code=code).kind
+
+
 @pytest.mark.parametrize(("status", "kind"), STATUSES.items())
 def test_each_status_of_an_upstream_is_a_kind_of_failure(status: int | None, kind: str) -> None:
     assert kind == from_status(status).kind

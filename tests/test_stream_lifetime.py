@@ -373,6 +373,15 @@ async def test_reader_that_stops_does_not_hold_up_a_shutdown(
             await upstream.wait_all_gone()
 
 
+async def test_frameworks_own_limits_cut_off_no_answer(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """Quart's default would end a stream after a minute, without a word."""
+    upstream.scripts = (streams(*text_frames("a", "b", "c"), pause=0.1),)
+    async with serving(tmp_path, upstream) as server, open_client(server.url) as client:
+        server.app.config["RESPONSE_TIMEOUT"] = server.app.config["BODY_TIMEOUT"] = 0.01
+        answer = await stream_whole(client)
+    assert "abc" == text_of(answer.content)
+
+
 # --- Shutdown ------------------------------------------------------------------------------------------------------
 
 

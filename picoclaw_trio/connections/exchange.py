@@ -38,7 +38,7 @@ EARLY_PART = 1024
 # The end of an idle connection that met our request half-way arrives within one round trip. See Connection.is_stale.
 STALE_TIMEOUT = 1.0
 # What h11 is told when a question goes out: that it was a POST, which is all that the framing of its answer asks for.
-# Its bytes are not sent. To have h11 check and write the real head each time costs a twelfth of a request.
+# Its bytes are not sent. To have h11 check and write the real head each time costs a twentieth of a request.
 ASKED = h11.Request(method="POST", target="/", headers=[("host", "a"), ("content-length", "0")])
 END = h11.EndOfMessage()
 

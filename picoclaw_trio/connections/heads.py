@@ -1,7 +1,7 @@
 """The head of a request: written once for all requests that differ in nothing but their bodies.
 
 Theory: h11 checks and writes the head; kept is what it wrote, up to the number at its end that tells the body's length.
-To have it do so each time costs a twelfth of a request's processor time.
+To have it do so each time costs a twentieth of a request's processor time.
 Editing rule: which bytes are the body is for us to say, so nobody else's header may.
 """
 

@@ -58,6 +58,8 @@ MAX_REASON = 300
 MIN_SECRET = 6
 # A server that says without end that its list has changed is asked twice a second at most.
 PAUSE_BETWEEN_LISTS = 0.5
+# Over HTTP nothing else tells that an idle server of the older protocol has gone, or that its list has changed.
+MAX_LIST_AGE = 60.0
 MIN_SUBSCRIBE_DELAY, MAX_SUBSCRIBE_DELAY = 1.0, 60.0
 
 Keep = Callable[[list[Offered]], None]
@@ -89,7 +91,7 @@ class Link:
         return found[: MAX_TOOLS + 1]
 
     async def follow(self, keep: Keep) -> None:
-        """Give *keep* a new list whenever there may be one. A task; it ends by what breaks the session.
+        """Give *keep* a new list whenever there may be one, and each minute. A task; what breaks the session ends it.
 
         Raises:
             MCPError, ValidationError: as ``list_tools``.
@@ -99,7 +101,8 @@ class Link:
             if self._client.protocol_version in MODERN_PROTOCOL_VERSIONS:
                 nursery.start_soon(self._subscribe)
             while True:
-                await self._doubt.wait()
+                with trio.move_on_after(MAX_LIST_AGE):
+                    await self._doubt.wait()
                 self._doubt = trio.Event()
                 with trio.fail_after(self._timeout):
                     keep(await self.list_tools())
