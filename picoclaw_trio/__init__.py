@@ -26,7 +26,7 @@ class _LazyApp:
 
     def _get(self) -> GatewayApp:
         if self._built is None:
-            from .web import create_app
+            from .opening import create_app
 
             self._built = create_app()
         return self._built

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import structlog
@@ -64,6 +65,12 @@ def configure(level: str, format: str) -> None:
     root.setLevel(number)
     for name, least in QUIET.items():
         logging.getLogger(name).setLevel(max(number, least))
+
+
+def tell_problems(event: str, file: str, problems: Iterable[object]) -> None:
+    """One line for each thing that is wrong with a file."""
+    for problem in problems:
+        structlog.stdlib.get_logger("picoclaw_trio.config").error(event, file=file, problem=str(problem))
 
 
 def _is_not_yet_written(record: logging.LogRecord) -> bool:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias, cast
@@ -25,8 +25,8 @@ from werkzeug.routing import MapAdapter
 
 from . import answers, cors, host, logs, metrics
 from .config import Config, load_config
-from .errors import ConfigError, GatewayError, InternalError, RequestError, StateError
-from .gateway import Gateway, open_gateway
+from .errors import ConfigError, GatewayError, InternalError, RequestError
+from .gateway import Gateway
 from .http_messages import Body, Connection, HttpAnswer, HttpRequest
 from .request_record import CLIENT_WENT_AWAY, RequestRecord
 from .views import add_routes
@@ -42,6 +42,7 @@ SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 LoadConfig: TypeAlias = Callable[[], Config]
 OpenGateway: TypeAlias = Callable[[], AbstractAsyncContextManager[Gateway]]
+Stamp: TypeAlias = tuple[int, int, int]
 View: TypeAlias = Callable[..., Awaitable[HttpAnswer | None]]
 
 
@@ -63,6 +64,7 @@ class GatewayApp(QuartTrio):
         self._load = load
         self._stop, self._stopped = trio.Event(), trio.Event()
         self._arriving: set[Body] = set()
+        self._read: Stamp | None = None  # of the configuration that was read last
         self.url_map.strict_slashes = False
         self.url_map.merge_slashes = False
         adapter: MapAdapter = self.url_map.bind("gateway")
@@ -129,12 +131,10 @@ class GatewayApp(QuartTrio):
 
     async def _watch_config(self) -> None:
         path = self.gateway.config.path
-        seen = _stamp(path)
+        self._read = _stamp(path)
         while True:
             await trio.sleep(CONFIG_POLL_DELAY)
-            now = _stamp(path)
-            if now is not None and now != seen:
-                seen = now
+            if _stamp(path) not in (None, self._read):
                 self.reload()
 
     def reload(self) -> None:
@@ -142,10 +142,11 @@ class GatewayApp(QuartTrio):
 
         A configuration that cannot be used is told in the log, and the one in force stays.
         """
+        self._read = _stamp(self.gateway.config.path)
         try:
             config = self._load()
         except ConfigError as exc:
-            _tell_problems("the configuration was not reloaded: it cannot be used", exc)
+            logs.tell_problems("the configuration was not reloaded: it cannot be used", exc.source, exc.problems)
             return
         logs.configure(config.gateway.log_level, config.gateway.log_format)
         waits = self.gateway.config.needs_restart(config)
@@ -235,57 +236,13 @@ class GatewayApp(QuartTrio):
             raise _not_found(path, " The OpenAI API is switched off (gateway.openai_api.enabled).")
 
 
-def _stamp(path: Path | None) -> tuple[int, int, int] | None:
+def _stamp(path: Path | None) -> Stamp | None:
     """What changes when a file does; None while there is none."""
     try:
         status = os.stat(path) if path else None
     except OSError:
         return None
     return (status.st_ino, status.st_size, status.st_mtime_ns) if status else None
-
-
-def create_app() -> GatewayApp:
-    """The application that configures itself, when it starts, from the file and the environment."""
-    return GatewayApp(_open_configured)
-
-
-def _tell_problems(event: str, error: ConfigError) -> None:
-    for problem in error.problems:
-        log.error(event, file=error.source, problem=str(problem))
-
-
-@asynccontextmanager
-async def _open_configured() -> AsyncIterator[Gateway]:
-    try:
-        config = load_config()
-    except ConfigError as exc:
-        logs.configure("info", "console")
-        _tell_problems("the configuration cannot be used", exc)
-        raise
-    logs.configure(config.gateway.log_level, config.gateway.log_format)
-    if not config.gateway.openai_api.enabled:
-        log.warning(
-            "the OpenAI API is off; set gateway.openai_api.enabled to true, list a token in "
-            "gateway.openai_api.bearer_tokens, and start again",
-            config=str(config.path or config.home / "config.json"),
-        )
-    async with _open_told(config) as gateway:
-        host.calm_collector(config.gateway.openai_api.max_turns)
-        yield gateway
-
-
-@asynccontextmanager
-async def _open_told(config: Config) -> AsyncIterator[Gateway]:
-    """The gateway; why it cannot be opened is told in the log, where Hypercorn's traceback has no reason."""
-    is_open = False
-    try:
-        async with open_gateway(config) as gateway:
-            is_open = True
-            yield gateway
-    except StateError as exc:
-        if not is_open:
-            log.error("the stored state cannot be used", reason=exc.reason)
-        raise
 
 
 def _preflight(request: HttpRequest) -> HttpAnswer:
@@ -295,4 +252,6 @@ def _preflight(request: HttpRequest) -> HttpAnswer:
 
 
 def _not_found(path: str, why: str = "") -> RequestError:
+    if path in ("/chat/completions", "/models"):
+        why = f" It is at {API_PREFIX}{path[1:]}: the client's base URL has to end in {API_PREFIX.rstrip('/')}."
     return RequestError(f"There is nothing at {path}.{why}", code="not_found", status=404)

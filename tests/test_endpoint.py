@@ -1204,3 +1204,9 @@ async def test_server_that_shuts_down_is_not_ready_but_healthy(tmp_path: Path) -
 
         check_error(await client.get("/ready"), 503, "shutting_down", type="server_error", retry_after="1")
         assert 200 == (await client.get("/health")).status_code
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/models"])
+async def test_base_url_without_v1_is_told_what_it_lacks(path: str, server: Here) -> None:
+    message = check_error(await raw(server, head("POST", path)), 404, "not_found")
+    assert f"It is at /v1{path}: the client's base URL has to end in /v1." in message

@@ -74,6 +74,17 @@ async def test_sighup_brings_new_models_and_tokens_and_drops_no_request(
     assert [(200, "old")] == [(each.status_code, each.json()["model"]) for each in running]
 
 
+async def test_a_file_that_a_signal_had_read_is_not_read_again(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    async with open_server(tmp_path, make_config(entry("old", upstream.url))) as server:
+        for name in ("new", "newer"):
+            write_config(tmp_path, make_config(entry(name, upstream.url)))
+            server.process.send_signal(signal.SIGHUP)
+            await wait_logged(server, f"models=['{name}']".encode())
+            # By then the look at the file, every two seconds, has come after the signal, too.
+            await trio.sleep(2.5)
+        assert 2 == server.log.count(b"configuration reloaded")
+
+
 @pytest.mark.parametrize(("kind", "workers"), [("gateway", 1), ("hypercorn", 1), ("hypercorn", 2)])
 async def test_changed_file_is_read_again_and_a_bad_one_is_told(
     kind: Kind, workers: int, tmp_path: Path, upstream: ScriptedUpstream
