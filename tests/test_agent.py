@@ -95,7 +95,6 @@ async def test_the_agent_works_with_files_and_an_mcp_server_and_remembers(
         (agent.workspace / "AGENT.md").write_text("You are Pico.")
         (agent.workspace / "letter.txt").write_text("Dear Ada")
         mcp = agent.here.gateway.tools.mcp
-        assert mcp is not None
         await until(lambda: "mcp_notes_add" in {tool.name for tool in mcp.tools()})
         agent.script(
             calls(call("1", "read_file", path="letter.txt"), call("2", "mcp_notes_add", text="Ada's"), text="I look."),

@@ -104,6 +104,17 @@ def test_a_bound_is_more_than_nothing(part: str, key: str, tmp_path: Path) -> No
     assert [f"{part}.{key}"] == [place for place, _ in problems(tmp_path, **{part: {key: 0}})]
 
 
+@pytest.mark.parametrize("network", ["10.0.0.0/8", "192.168.1.20", "fd00::/8", "::1"])
+def test_a_private_host_is_an_address_or_a_network(network: str, tmp_path: Path) -> None:
+    assert (network,) == load(tmp_path, web_fetch={"private_hosts": [network]}).tools.web_fetch.private_hosts
+
+
+@pytest.mark.parametrize("network", ["localhost", "10.0.0.1/8", "", "10.0.0.0/33"])
+def test_what_is_neither_is_refused(network: str, tmp_path: Path) -> None:
+    message = "must be an IP address, or a network such as 10.0.0.0/8"
+    assert [("web_fetch.private_hosts[0]", message)] == problems(tmp_path, web_fetch={"private_hosts": [network]})
+
+
 def test_a_change_of_the_servers_waits_for_a_restart(tmp_path: Path) -> None:
     old = load(tmp_path, mcp={"servers": {"s": {"command": "x"}}})
     new = load(tmp_path, mcp={"servers": {"s": {"command": "y"}}}, allow={"http": ["exec"]})

@@ -7,6 +7,7 @@ Editing rule: a bound that a user may want to turn is a field here, with its uni
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from types import MappingProxyType
@@ -29,6 +30,15 @@ def _check_tool(name: str) -> str:
     return name
 
 
+def _check_network(text: str) -> str:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        raise wrong("must be an IP address, or a network such as 10.0.0.0/8") from None
+    return text
+
+
+Network = Annotated[str, _check_network]
 ToolName = Annotated[str, matches(r"[A-Za-z0-9_*-]{1,64}", "must be the name of a tool"), _check_tool]
 Program = Annotated[
     Name, satisfies(lambda name: "/" not in name or name.startswith("/"), "must be a name or a full path")
@@ -100,7 +110,7 @@ class WebFetchConfig:
     max_bytes: Count = 10 * 1024 * 1024
     max_chars: Count = 50_000
     max_redirects: Annotated[int, satisfies(lambda count: 0 <= count <= 20, "must be between 0 and 20")] = 5
-    private_hosts: tuple[Name, ...] = ()
+    private_hosts: tuple[Network, ...] = ()
 
 
 @attrs.frozen

@@ -9,9 +9,8 @@ Editing rule: a tool that is not named for a door cannot be had there by any oth
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 import attrs
 import trio
@@ -32,7 +31,7 @@ class Tools:
 
     config: Config
     built_in: Mapping[str, Tool]
-    mcp: McpServers | None
+    mcp: McpServers
     running: trio.CapacityLimiter
 
     def offers(self, door: Door) -> bool:
@@ -64,17 +63,15 @@ class Tools:
         """The state of each MCP server, where that door may have tools of any."""
         allow = self.config.tools.allow
         names = allow.http if door == "http" else allow.terminal
-        return self.mcp.states() if self.mcp and any(name.startswith(MCP_PREFIX) for name in names) else {}
+        return self.mcp.states() if any(name.startswith(MCP_PREFIX) for name in names) else {}
 
     async def wait_started(self) -> None:
         """Return when no MCP server is still at its first start; each has a time limit for that."""
-        if self.mcp is not None:
-            await self.mcp.wait_started()
+        await self.mcp.wait_started()
 
     def _all(self) -> Iterator[Tool]:
         yield from self.built_in.values()
-        if self.mcp is not None:
-            yield from self.mcp.tools()
+        yield from self.mcp.tools()
 
     def with_config(self, config: Config) -> Tools:
         """The same servers and limits in use, under other permissions."""
@@ -83,26 +80,19 @@ class Tools:
 
 
 @asynccontextmanager
-async def open_tools(config: Config, *, with_servers: bool = True) -> AsyncIterator[Tools]:
-    """The tools that *config* speaks of; its MCP servers are started, and ended on leaving.
-
-    Args:
-        with_servers: False where nothing of theirs could be called.
-    """
-    allowed = any(name.startswith("mcp_") for name in config.tools.allow.names)
-    async with AsyncExitStack() as stack:
-        mcp = None
-        if with_servers and allowed and config.tools.mcp.enabled:
-            folder = config.path.parent if config.path else config.home
-            mcp = await stack.enter_async_context(open_mcp_servers(config.tools.mcp, folder=folder))
+async def open_tools(config: Config) -> AsyncIterator[Tools]:
+    """The tools that *config* speaks of. Its MCP servers are started, without waiting for them, and ended on leaving."""
+    folder = config.path.parent if config.path else config.home
+    async with open_mcp_servers(config.tools.mcp, folder=folder) as mcp:
         yield Tools(config, _built_in(config), mcp, trio.CapacityLimiter(config.tools.max_running))
 
 
 def _built_in(config: Config) -> dict[str, Tool]:
-    workspace: Path = config.workspace
-    tools = [
-        *file_tools(workspace),
-        exec_tool(config.tools.exec, workspace),
-        web_fetch_tool(config.tools.web_fetch),
-    ]
-    return {tool.name: tool for tool in tools if tool.name in config.tools.allow.names}
+    """Those that are allowed to anybody; the others are not even made."""
+    settings, allowed = config.tools, config.tools.allow.names
+    tools = [tool for tool in file_tools(config.workspace) if tool.name in allowed]
+    if "exec" in allowed:
+        tools.append(exec_tool(settings.exec, config.workspace))
+    if "web_fetch" in allowed:
+        tools.append(web_fetch_tool(settings.web_fetch))
+    return {tool.name: tool for tool in tools}
