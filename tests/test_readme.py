@@ -105,7 +105,7 @@ def test_links_to_files_lead_somewhere() -> None:
     assert [] == [link for link in links if not (ROOT / link).exists()]
 
 
-UNITS = {"MiB": 2**20, "s": 1, "a": 1, "": 1, "characters": 1}
+UNITS = {"MiB": 2**20, "s": 1, "a": 1, "": 1, "characters": 1, "each": 1}
 
 
 def test_limits_tell_the_defaults_that_are_in_force() -> None:
@@ -113,6 +113,7 @@ def test_limits_tell_the_defaults_that_are_in_force() -> None:
     chapter = README.partition("## Limits")[2].partition("\n## ")[0]
     told = re.findall(r"^\|[^|]*\| ([\d,]+) ?([A-Za-z]*)[^|(]*\(`(\w+)`\)", chapter, re.MULTILINE)
     defaults = {**attrs.asdict(OpenAIApiConfig()), "grace": GatewayConfig().grace}
+    defaults["max_tool_iterations"] = AgentDefaults().max_tool_iterations
     defaults["request_timeout"] = attrs.fields_dict(ModelConfig)["request_timeout"].default
 
     assert len(told) > 10

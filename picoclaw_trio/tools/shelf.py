@@ -81,7 +81,7 @@ class Tools:
 
 @asynccontextmanager
 async def open_tools(config: Config) -> AsyncIterator[Tools]:
-    """The tools that *config* speaks of. Its MCP servers are started, without waiting for them, and ended on leaving."""
+    """The tools that *config* speaks of. MCP servers are started, without waiting for them, and ended on leaving."""
     folder = config.path.parent if config.path else config.home
     async with open_mcp_servers(config.tools.mcp, folder=folder) as mcp:
         yield Tools(config, _built_in(config), mcp, trio.CapacityLimiter(config.tools.max_running))
