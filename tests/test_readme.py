@@ -17,8 +17,7 @@ import trio
 from fakes import ScriptedUpstream
 from harness import ADDRESS, TOKEN, entry, make_config, serve_here
 
-from picoclaw_trio.config import ModelConfig, OpenAIApiConfig
-from picoclaw_trio.config.values import GatewayConfig
+from picoclaw_trio.config import AgentDefaults, GatewayConfig, ModelConfig, OpenAIApiConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
