@@ -175,8 +175,8 @@ def stop_worker() -> None:
     _worker.get().terminate.set_nowait()
 
 
-# New objects for each turn that may be in flight (it has some 150) before the garbage collector looks at them. With four
-# times as many, what failed requests leave behind grew to 30 MB before it was looked for.
+# New objects for each turn that may be in flight (it has some 150) before the garbage collector looks at them. With
+# four times as many, what failed requests leave behind grew to 30 MB before it was looked for.
 OBJECTS_OF_A_TURN = 50
 
 
@@ -184,8 +184,8 @@ def calm_collector(max_turns: int) -> None:
     """What is there when a server is ready stays there: the garbage collector need not look at it again and again.
 
     Nor need it look often at what turns in flight have made: that goes with them, since what ends in the usual ways
-    leaves no cycles of references behind. Measured at 4 to 12 % of a request's processor time, and at a fifth with 2,000 turns
-    in flight.
+    leaves no cycles of references behind. Measured at 4 to 12 % of a request's processor time, and at a fifth with
+    2,000 turns in flight.
     """
     gc.collect()
     gc.freeze()
