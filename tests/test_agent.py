@@ -370,6 +370,28 @@ async def test_a_session_in_use_for_too_long_is_busy(tmp_path: Path, upstream: S
         assert ("session_busy", "1") == (caught.value.code, caught.value.response.headers["retry-after"])
 
 
+async def test_the_sdk_waits_and_asks_again_when_a_session_is_busy(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    async with open_agent(tmp_path, upstream, history="session", session_wait=0.05) as agent:
+        was_busy = trio.Event()
+
+        async def waits(exchange: Any) -> None:
+            await was_busy.wait()
+            await says("First.")(exchange)
+
+        async def note_busy(response: httpx2.Response) -> None:
+            if response.status_code == 409:
+                was_busy.set()
+
+        agent.script(waits, says("Second."))
+        http = httpx2.AsyncClient(trust_env=False, event_hooks={"response": [note_busy]})
+        patient = attrs.evolve(agent, sdk=agent.sdk.with_options(max_retries=2, http_client=http))
+        async with http, trio.open_nursery() as nursery:
+            nursery.start_soon(agent.ask, "One.")
+            await upstream.wait_asked(1)
+            assert "Second." == await patient.ask("Two.")
+        assert ["One.", "First.", "Two."] == [one["content"] for one in agent.sent()]
+
+
 async def test_a_refused_request_stores_no_model(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     options: dict[str, Any] = {"history": "session", "session_wait": 0.05, "model_scope": "session"}
     async with open_agent(tmp_path, upstream, **options) as agent:
