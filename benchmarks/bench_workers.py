@@ -49,9 +49,9 @@ QUESTION = Question(
     name="workers",
     text="requests/s with 2 workers on 2 cores ÷ 1 worker on 1 core",
     figures=(
-        Figure("ratio", "2 workers ÷ 1, by processor time and balance", at_least=1.7),
+        Figure("less_load", "2 workers ÷ 1, without the load's share", at_least=1.7),
         Figure("rates", "2 workers ÷ 1, rates as measured"),
-        Figure("less_load", "the same without the load's share"),
+        Figure("ratio", "2 workers ÷ 1, by processor time and balance"),
         Figure("busier", "share of the busier worker"),
         Figure("one", "1 worker", "req/s"),
         Figure("two", "2 workers", "req/s"),
@@ -61,11 +61,10 @@ QUESTION = Question(
     ),
     prepare=prepare,
     method=(
-        f"{CONNECTIONS} connections, Hypercorn's own command. One worker has a core for itself; with two cores in all, "
-        "two workers share them with generator, upstream and whatever else runs, so the rates tell more of their "
-        "neighbours than of them. The ratio is what no neighbour can take: how many requests two cores' worth of "
-        "processor time answers in two workers, against one core's in one; less what the busier worker has above its "
-        "half, since it would be full first. Below it the rates as measured, and divided by the share of both cores' "
-        "time that generator and upstream did not take."
+        f"{CONNECTIONS} connections, Hypercorn's own command. One worker has a core for itself, the load another; two "
+        "workers share two cores with generator and upstream where there are no more. So the rate of two workers is "
+        "divided by the share of both cores' time that these did not take, which is measured. Below it the rates as "
+        "they came, and what no neighbour can take: how many requests a second of processor time answers in two "
+        "workers against one, less what the busier worker has above its half, since it would be full first."
     ),
 )

@@ -26,9 +26,14 @@ from .plain_socket import PlainSocket
 
 logger = logging.getLogger(__name__)
 
-# One scheduler pass with 256 busy connections takes some 50 ms, so 512 newcomers are in after half a second; more at
-# once would let one of several workers take them all.
+# One scheduler pass with 256 busy connections takes some 50 ms, so 512 newcomers are in after half a second.
 ACCEPT_BATCH = 64
+# Several workers wait at one socket, and whoever comes first would take all who come at once: of 64 clients one of two
+# workers had 62. So a worker takes few at a time, and lets those with fewer clients go first: it waits, up to this many
+# seconds, and half of them when it has so many clients.
+SHARED_ACCEPT_BATCH = 4
+MAX_COURTESY = 0.005
+HALF_COURTESY_AT = 50
 ACCEPT_PAUSE = 0.1
 OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 NOT_LISTENING = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
@@ -53,15 +58,23 @@ async def _serve_listener(handler: Handler, listener: trio.SocketListener, nurse
         with socket.socket(fileno=os.dup(listener.socket.fileno())) as sock:
             sock.setblocking(False)
             sock.listen(config.backlog)  # again, for a worker imports its application after it has begun to listen
+            batch = ACCEPT_BATCH if config.workers <= 1 else SHARED_ACCEPT_BATCH
             while True:
                 await trio.lowlevel.wait_readable(sock)
-                if not _let_in(handler, sock, nursery):
+                if config.workers > 1:
+                    await trio.sleep(_courtesy(len(nursery.child_tasks)))
+                if not _let_in(handler, sock, nursery, batch):
                     await trio.sleep(ACCEPT_PAUSE)
 
 
-def _let_in(handler: Handler, sock: socket.socket, nursery: trio.Nursery) -> bool:
+def _courtesy(clients: int) -> float:
+    """Seconds for which a worker with so many clients lets others go first."""
+    return MAX_COURTESY * clients / (clients + HALF_COURTESY_AT)
+
+
+def _let_in(handler: Handler, sock: socket.socket, nursery: trio.Nursery, batch: int) -> bool:
     """Accept those who wait, up to a batch. False when there is no room for more."""
-    for _ in range(ACCEPT_BATCH):
+    for _ in range(batch):
         try:
             client, _address = sock.accept()
         except BlockingIOError:
