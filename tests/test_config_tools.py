@@ -74,7 +74,12 @@ def test_an_unknown_door_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_an_mcp_server_says_how_it_is_reached(server: Any, message: str, tmp_path: Path) -> None:
-    assert [("mcp.servers.s", message)] == problems(tmp_path, mcp={"servers": {"s": server}})
+    assert [("mcp.servers.s", message)] == problems(tmp_path, mcp={"enabled": True, "servers": {"s": server}})
+
+
+@pytest.mark.parametrize("mcp", [{"servers": {"s": {}}}, {"enabled": True, "servers": {"s": {"enabled": False}}}])
+def test_what_is_off_need_not_be_whole(mcp: Any, tmp_path: Path) -> None:
+    assert "s" in load(tmp_path, mcp=mcp).tools.mcp.servers
 
 
 @pytest.mark.parametrize(

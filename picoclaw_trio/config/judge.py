@@ -105,7 +105,8 @@ def _judge(json: dict[str, Any], path: Path, environ: Mapping[str, str]) -> Conf
     _check_aliases(json, tray)
     for place, entry in _entries(json):
         _check_target(place, entry, tray, path)
-    for name, server in _dict(_dict(_dict(json.get("tools")).get("mcp")).get("servers")).items():
+    mcp = _dict(_dict(json.get("tools")).get("mcp"))
+    for name, server in _dict(mcp.get("servers")).items() if mcp.get("enabled") is True else ():
         with tray.at("tools", "mcp", "servers", name):
             check_server(_dict(server))
     if passed_over:

@@ -136,11 +136,13 @@ class McpServerConfig:
 
 
 def check_server(entry: Mapping[str, object]) -> None:
-    """An MCP server, as the file has it, says how it is to be reached.
+    """An MCP server, as the file has it, says how it is to be reached, unless it is off.
 
     Raises:
         Wrong: it does not, or in two ways at once.
     """
+    if entry.get("enabled") is False:
+        return
     kind, command, url = entry.get("type"), entry.get("command"), entry.get("url")
     if command and url:
         raise wrong("has both a command and a url")
