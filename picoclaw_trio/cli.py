@@ -251,8 +251,11 @@ def _failures_told() -> Iterator[None]:
 
         message = f"{exc.message}{_reason(exc)}"  # it may hold an upstream's own words
         raise click.ClickException(visible(message) if sys.stderr.isatty() else message) from exc
+    except BrokenPipeError:
+        raise  # whoever read our output has had enough of it; click ends quietly
     except OSError as exc:
-        raise click.ClickException(f"{exc.filename or ''}: {exc.strerror or exc}") from exc
+        where = f"{exc.filename}: " if exc.filename else ""
+        raise click.ClickException(f"{where}{exc.strerror or exc}") from exc
 
 
 def _reason(error: Exception) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -651,3 +653,19 @@ async def test_workers_share_what_is_selected(tmp_path: Path, upstream: Scripted
                     assert name == (await client.post(PATH, json=ask())).json()["model"]
         assert 0 == await server.stop()
     assert b"Traceback" not in server.log
+
+
+async def test_output_that_nobody_reads_on_is_no_error(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = await trio.run_process(
+            [sys.executable, "-m", "picoclaw_trio", "status"],
+            env=make_environment(tmp_path),
+            stdout=writer,
+            capture_stderr=True,
+            check=False,
+        )
+    finally:
+        os.close(writer)
+    assert (1, b"") == (done.returncode, done.stderr)
