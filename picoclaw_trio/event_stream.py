@@ -76,7 +76,7 @@ class EventStream:
             nursery.start_soon(self.run_comments, interval)
             try:
                 yield
-            except Exception as exc:  # raised again below
+            except Exception as exc:  # raised again below, outside of the nursery, which would put it in a group
                 raised = exc
             async with self._lock:  # half a comment would tear the connection
                 nursery.cancel_scope.cancel()

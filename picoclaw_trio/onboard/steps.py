@@ -71,9 +71,10 @@ def _begin(path: Path, environ: Mapping[str, str], ask: bool, servers: tuple[Ser
 
 
 def _look(servers: tuple[Server, ...]) -> tuple[Offer, ...]:
+    """What these servers have. Ctrl-C while they are asked is one like at any question."""
     try:
         return trio.run(find_served, servers)
-    except BaseExceptionGroup as group:
+    except BaseExceptionGroup as group:  # an interrupt that met a nursery comes in a group
         if group.split(KeyboardInterrupt)[1] is None:
             raise click.Abort from None
         raise
