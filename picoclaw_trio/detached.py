@@ -58,6 +58,7 @@ async def answer_to_the_end(
                     expected = isinstance(exc, GatewayError)
                     log.warning("a turn failed without its client", error=repr(exc), exc_info=not expected)
 
+    gateway.admission.check_open()  # or the nursery may have ended
     with receive:
         await nursery.start(run)
         async for events in receive:

@@ -18,8 +18,10 @@ import multiprocessing
 import signal
 import sys
 import threading
+import time
 import types
 from contextvars import ContextVar
+from typing import Any
 
 import trio
 from hypercorn.config import Config
@@ -70,15 +72,15 @@ def mend(*, write_timeout: float = 30.0) -> None:
         setattr(Config, name, value)
     try:
         replacements = [_replacement(*row) for row in MENDS]
-        from . import host_connection, host_speed
+        from . import host_accept, host_connection
     except (ImportError, AttributeError, TypeError) as error:
         logger.warning("This version of Hypercorn is not known, and runs with its own faults: %s", error)
         return
     for module, name, ours in replacements:
         setattr(module, name, ours)
     host_connection.Connection.write_timeout = write_timeout
-    host_speed.mend_accept()
-    host_speed.mend_headers()
+    host_accept.mend_accept()
+    _mend_headers()
 
 
 def _replacement(module_name: str, name: str, place: str, parts: str) -> tuple[types.ModuleType, str, type]:
@@ -105,23 +107,41 @@ def ignore_sigterm_in_workers() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+def _mend_headers() -> None:
+    """Format the date once a second, where ``Config.response_headers`` does so for every answer."""
+    original = Config.response_headers
+    if original.__module__ != __name__:
+
+        def response_headers(self: Any, protocol: str) -> list[tuple[bytes, bytes]]:
+            key = (int(time.time()), protocol)
+            if self.__dict__.get("_headers_key") != key:
+                self._headers, self._headers_key = original(self, protocol), key
+            headers: list[tuple[bytes, bytes]] = self._headers
+            return headers
+
+        Config.response_headers = response_headers  # type: ignore[method-assign]  # that is the mend
+
+
 class Flag(EventWrapper):
     """An event that can be set without waiting, and that also ends the idle connections when it is.
 
     In place of Hypercorn's, for which each connection has a task that waits.
+
+    Attributes:
+        idle: an ``IdleDeadline`` for each connection that waits for a request.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.idle: set[trio.CancelScope] = set()
+        self.idle: set[Any] = set()
 
     async def set(self) -> None:
         self.set_nowait()
 
     def set_nowait(self) -> None:
         self._event.set()
-        for scope in tuple(self.idle):
-            scope.cancel()
+        for deadline in self.idle:
+            deadline.hurry()
 
 
 class StopOrder(Flag):
@@ -143,10 +163,15 @@ class Worker(WorkerContext):
     """What the connections of one worker share. In place of ``WorkerContext``, which tells the application nothing.
 
     To the application a shutdown comes only when the last request has ended, which a stream does not do by itself.
+
+    Attributes:
+        released: set when the application would not mind if nobody came in any more.
     """
 
     def __init__(self, max_requests: int | None) -> None:
         super().__init__(max_requests)
+        self.released = trio.Event()
+        self.released.set()
         self.terminate: Flag = StopOrder()
         self.terminated: Flag = Flag()
         _worker.set(self)
@@ -168,6 +193,18 @@ async def wait_draining() -> None:
         await trio.sleep_forever()
     else:
         await worker.terminated.wait()
+
+
+def hold_open() -> None:
+    """Let clients in during a stop until ``release`` is called, also when nobody is connected any more."""
+    if worker := _worker.get(None):
+        worker.released = trio.Event()
+
+
+def release() -> None:
+    """The end of ``hold_open``."""
+    if worker := _worker.get(None):
+        worker.released.set()
 
 
 def stop_worker() -> None:

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 # The write timeout holds for each piece, so a slow client is served as long as it takes 2 KiB a second.
 PIECE = 2**16
 LINGER_TIMEOUT = 2.0
+# Seconds for a request that comes, whole or in part, while the worker is stopping.
+LAST_TIMEOUT = 2.0
 # Or the kernel would offer the rest for many minutes to a client that does not read.
 RESET = struct.pack("ii", 1, 0)
 
@@ -36,21 +38,33 @@ RESET = struct.pack("ii", 1, 0)
 class IdleDeadline:
     """In place of ``TrioSingleTask``, which for every request cancels a task and starts another (19 % of the time)."""
 
-    def __init__(self, timeout: float, draining: Any) -> None:
+    def __init__(self, timeout: float, draining: Any, has_unread: Callable[[], bool]) -> None:
         self.timeout = timeout
         self.draining = draining
+        self.has_unread = has_unread
         self.scope = trio.CancelScope()
+        self.is_new = True
 
     async def restart(self, task_group: object, action: object) -> None:
         self.start()
 
     def start(self) -> None:
-        """From now on the connection is idle: it ends after the timeout, or at once when the worker is stopping."""
-        self.scope.deadline = -math.inf if self.draining.is_set() else trio.current_time() + self.timeout
-        self.draining.idle.add(self.scope)
+        """From now on the connection is idle: it ends after the timeout, and soon when the worker is stopping."""
+        self.draining.idle.add(self)
+        if not self.draining.is_set():
+            self.scope.deadline = trio.current_time() + self.timeout
+        elif self.is_new:
+            self.scope.deadline = trio.current_time() + LAST_TIMEOUT
+        else:
+            self.hurry()
+
+    def hurry(self) -> None:
+        """The worker is stopping: what has come in is still read, and answered where it is a request."""
+        self.scope.deadline = trio.current_time() + LAST_TIMEOUT if self.has_unread() else -math.inf
 
     def stop(self) -> None:
-        self.draining.idle.discard(self.scope)
+        self.is_new = False
+        self.draining.idle.discard(self)
         self.scope.deadline = math.inf
 
 
@@ -81,7 +95,7 @@ class Connection(TCPServer):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.idle = IdleDeadline(self.config.keep_alive_timeout, self.context.terminated)
+        self.idle = IdleDeadline(self.config.keep_alive_timeout, self.context.terminated, self._has_unread)
         self.idle_task = self.idle  # type: ignore[assignment]  # has all that is used of it
         self.unsent = bytearray()  # not empty: some task is writing it
         self.written = trio.lowlevel.ParkingLot()
@@ -134,6 +148,11 @@ class Connection(TCPServer):
                 return bytes(await self.stream.receive_some(MAX_RECV))
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             return b""
+
+    def _has_unread(self) -> bool:
+        transport = getattr(self.stream, "transport_stream", self.stream)
+        readable = transport if isinstance(transport, PlainSocket) else transport.socket
+        return transport.socket.fileno() >= 0 and readable.is_readable()
 
     async def _write(self, data: bytes) -> None:
         """Write *data* after all that was given before. Who is cancelled while another task writes leaves his to it."""

@@ -45,6 +45,18 @@ def authorize(gateway: Gateway, request: HttpRequest) -> int:
         raise
 
 
+def admit(gateway: Gateway, request: HttpRequest) -> int:
+    """Like ``authorize``, while the server takes requests.
+
+    Raises:
+        AuthError, TooManyFailuresError: as ``authorize``.
+        BusyError: code ``shutting_down``.
+    """
+    holder = authorize(gateway, request)
+    gateway.admission.check_open()
+    return holder
+
+
 def session_name(request: HttpRequest, headers: tuple[str, ...]) -> str | None:
     """What the first of *headers* that is there and not empty says.
 
@@ -69,8 +81,7 @@ def add_routes(app: GatewayApp) -> None:
     async def chat_completions(request: HttpRequest) -> HttpAnswer | None:
         gateway = app.gateway
         api = gateway.config.gateway.openai_api
-        holder = authorize(gateway, request)
-        gateway.admission.check_open()
+        holder = admit(gateway, request)
         raw = await app.read_body(request.body)
         chat = decode_chat_request(raw, streaming=api.streaming)
         caller = gateway.http_caller(session_name(request, api.session_headers) or chat.user, holder)
@@ -89,11 +100,11 @@ def add_routes(app: GatewayApp) -> None:
         return HttpAnswer(200, body, model_headers(reply.alias, reply.upstream_model))
 
     async def list_models(request: HttpRequest) -> HttpAnswer:
-        authorize(app.gateway, request)
+        admit(app.gateway, request)
         return HttpAnswer(200, answers.encode_models(app.gateway.router.aliases, created, OWNER))
 
     async def show_model(request: HttpRequest, alias: str) -> HttpAnswer:
-        authorize(app.gateway, request)
+        admit(app.gateway, request)
         app.gateway.router.check_alias(alias)
         return HttpAnswer(200, answers.encode_model(alias, created, OWNER))
 

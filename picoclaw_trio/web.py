@@ -62,7 +62,7 @@ class GatewayApp(QuartTrio):
         super().__init__("picoclaw_trio", static_folder=None)
         self._open_gateway = open_gateway
         self._load = load
-        self._stop, self._stopped = trio.Event(), trio.Event()
+        self._draining, self._stop, self._stopped = trio.Event(), trio.Event(), trio.Event()
         self._arriving: set[Body] = set()
         self._read: Stamp | None = None  # of the configuration that was read last
         self.url_map.strict_slashes = False
@@ -105,15 +105,20 @@ class GatewayApp(QuartTrio):
             host.stop_worker()
 
     async def _run_turns(self, task_status: trio.TaskStatus[None]) -> None:
-        """The nursery of turns that go on without their client."""
-        async with trio.open_nursery() as self.turns:
-            task_status.started()
-            await self._stop.wait()
-            self.cut_turns(trio.current_time() + self.gateway.config.gateway.grace)
+        """The nursery of turns that go on without their client; while they do, newcomers are told of the stop."""
+        host.hold_open()
+        try:
+            async with trio.open_nursery() as self.turns:
+                task_status.started()
+                await self._draining.wait()
+                self.cut_turns(trio.current_time() + self.gateway.config.gateway.grace)
+        finally:
+            host.release()
+        await self._stop.wait()
 
     async def _drain_with_host(self) -> None:
         await host.wait_draining()
-        self.cut_turns(trio.current_time() + self.gateway.config.gateway.grace)
+        self._draining.set()
 
     def cut_turns(self, deadline: float) -> None:
         """Take no more requests, and end at *deadline* the turns that still run, with their client or without."""
@@ -155,6 +160,7 @@ class GatewayApp(QuartTrio):
         log.warning("configuration reloaded", models=list(config.aliases), needs_restart=waits)
 
     async def _finish(self) -> None:
+        self._draining.set()
         self._stop.set()
         await self._stopped.wait()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,10 +25,10 @@ WAIT = 5.0
 
 
 @asynccontextmanager
-async def serving(app: Application, **settings: Any) -> AsyncIterator[int]:
+async def serving(app: Application, stop: trio.Event | None = None, **settings: Any) -> AsyncIterator[int]:
     """Serve *app* on a free port, which is given, until the block ends; then all must end by itself.
 
-    Given is 0 where *settings* name another kind of address.
+    Given is 0 where *settings* name another kind of address. The server begins to stop when *stop* is set.
     """
     config = Config()
     config.bind = ["127.0.0.1:0"]
@@ -35,7 +36,7 @@ async def serving(app: Application, **settings: Any) -> AsyncIterator[int]:
     config.graceful_timeout = 1.0
     for name, value in settings.items():
         setattr(config, name, value)
-    stop = trio.Event()
+    stop = trio.Event() if stop is None else stop
     async with trio.open_nursery() as nursery:
 
         async def run(task_status: trio.TaskStatus[list[str]]) -> None:
@@ -223,6 +224,21 @@ async def connect2(port: int) -> AsyncIterator[Client2]:
         client.connection.initiate_connection()
         await client.flush()
         yield client
+
+
+@asynccontextmanager
+async def connect_tls(port: int, authority: trustme.CA, *protocols: str) -> AsyncIterator[trio.SSLStream[Any]]:
+    """
+    Args:
+        protocols: what is offered by ALPN.
+    """
+    tls = ssl.create_default_context()
+    authority.configure_trust(tls)
+    if protocols:
+        tls.set_alpn_protocols([*protocols])
+    tcp = await trio.open_tcp_stream("127.0.0.1", port)
+    async with trio.SSLStream(tcp, tls, server_hostname="127.0.0.1", https_compatible=True) as stream:
+        yield stream
 
 
 def write_certificate(folder: Path) -> tuple[trustme.CA, dict[str, Any]]:

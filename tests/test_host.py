@@ -7,8 +7,10 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import attrs
 import pytest
 import trio
 import trio.testing
-from host_client import GET, WAIT, Client, answer, answering, connect, serving
+from host_client import GET, WAIT, Client, answer, answering, connect, hello, serving
 from hypercorn.config import Config
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
@@ -98,6 +100,27 @@ def test_new_defaults_reach_the_worker() -> None:
     assert 75.0 == pickle.loads(pickle.dumps(Config())).keep_alive_timeout
 
 
+# The date
+
+
+async def test_date_is_of_this_second() -> None:
+    async with serving(hello) as port, connect(port) as client:
+        for wait in (0.0, 1.0):
+            await trio.sleep(wait)
+            date = parsedate_to_datetime((await client.ask()).headers["date"]).timestamp()
+            assert abs(time.time() - date) < 2
+            assert date <= time.time()
+
+
+def test_headers_that_the_configuration_asks_for_are_kept() -> None:
+    config = Config()
+    config.include_server_header = True
+    config.alt_svc_headers = ["x"]
+    names = [name for name, _ in config.response_headers("h11")]
+    assert ["date", "server", "alt-svc"] == [name.decode() for name in names]
+    assert config.response_headers("h2") != config.response_headers("h11")
+
+
 # Stopping
 
 
@@ -110,17 +133,11 @@ async def test_application_learns_that_the_server_stops() -> None:
         assert host.is_draining()
         await send({"type": "http.response.body", "body": b"last words"})
 
-    stopping = trio.Event()
-
-    async def serve(task_status: trio.TaskStatus[int]) -> None:
-        async with serving(answering(view), graceful_timeout=WAIT) as port:
-            task_status.started(port)
-            await stopping.wait()
-
-    async with trio.open_nursery() as nursery, connect(await nursery.start(serve)) as client:
+    stop = trio.Event()
+    async with serving(answering(view), stop, graceful_timeout=WAIT) as port, connect(port) as client:
         await client.send(GET)
         await client.read_until(b"\r\n\r\n")
-        stopping.set()
+        stop.set()
         assert b"last words" in await client.read_to_the_end()
 
 

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import socket
-import ssl
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from host_client import (
     answering,
     connect,
     connect2,
+    connect_tls,
     hello,
     read_body,
     serving,
@@ -55,16 +54,6 @@ class Pouring:
         while (await receive())["type"] != "http.disconnect":
             pass
         self.left.set()
-
-
-@asynccontextmanager
-async def connect_tls(port: int, authority: Any, *protocols: str) -> AsyncIterator[trio.SSLStream[trio.SocketStream]]:
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    context.set_alpn_protocols(protocols)
-    plain = await trio.open_tcp_stream("127.0.0.1", port)
-    async with trio.SSLStream(plain, context, server_hostname="127.0.0.1", https_compatible=True) as stream:
-        yield stream
 
 
 # Errors
@@ -266,27 +255,25 @@ async def test_stop_ends_idle_connections_at_once_and_lets_answers_finish() -> N
             await go_on.wait()
         await answer(send, b"done")
 
-    stopping = trio.Event()
-
-    async def serve(task_status: trio.TaskStatus[int]) -> None:
-        async with serving(answering(slow), graceful_timeout=WAIT) as port:
-            task_status.started(port)
-            await stopping.wait()
-
-    async with trio.open_nursery() as nursery:
-        port = await nursery.start(serve)
-        async with connect(port) as new, connect(port) as used, connect2(port) as second, connect(port) as busy:
-            await used.ask()
-            await second.read_answer(second.open_stream())
-            await busy.send(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
-            await began.wait()
-            stopping.set()
-            for client in (new, used, Client(second.stream)):
-                assert b"" == await client.read_to_the_end()
-            go_on.set()
-            last = await busy.read_answer()
-            assert (b"done", "close") == (last.body, last.headers["connection"])
-            assert b"" == await busy.read_to_the_end()
+    stop = trio.Event()
+    async with (
+        serving(answering(slow), stop, graceful_timeout=WAIT) as port,
+        connect(port) as new,
+        connect(port) as used,
+        connect2(port) as second,
+        connect(port) as busy,
+    ):
+        await used.ask()
+        await second.read_answer(second.open_stream())
+        await busy.send(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        await began.wait()
+        stop.set()
+        for client in (new, used, Client(second.stream)):
+            assert b"" == await client.read_to_the_end()
+        go_on.set()
+        last = await busy.read_answer()
+        assert (b"done", "close") == (last.body, last.headers["connection"])
+        assert b"" == await busy.read_to_the_end()
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,7 @@ async def test_running_turns_finish_whatever_is_open_around_them(
         send_signal(server, to_group=to_group)
         with trio.fail_after(LIMIT):
             await see_ends(around.idle)
+            await check_newcomers(server)
             late = begin2(around.second, BODY)
             check_sent_away(await around.second.read_answer(late))
             for client in around.half_bodies:
@@ -174,6 +175,7 @@ async def test_running_turns_finish_whatever_is_open_around_them(
                 check_sent_away(await client.read_answer())
             await see_ends(around.half_bodies + around.stalled)
             assert 0 == await server.process.wait()
+            await check_nobody_listens(server)
             assert [] == [asked for asked in upstream.asked if math.isinf(asked.ended_at)]
     assert b"Traceback" not in server.log
 
@@ -186,6 +188,7 @@ async def test_second_signal_cuts_short_whatever_is_open(
         send_signal(server, to_group=to_group)
         with trio.fail_after(LIMIT):
             await see_ends(around.idle)
+            await check_newcomers(server)
             send_signal(server, to_group=to_group)
             for client in around.running + around.hanging:
                 check_sent_away(await client.read_answer())
@@ -196,6 +199,25 @@ async def test_second_signal_cuts_short_whatever_is_open(
     assert b"Traceback" not in server.log
 
 
+async def test_newcomers_are_told_by_whichever_worker_still_runs(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    upstream.scripts = (hangs,)
+    config = make_config(entry("one", upstream.url), gateway={"grace": 600})
+    async with open_server(tmp_path, config, "hypercorn", "--workers", "2") as server, connect(server.port) as client:
+        await wait_until(lambda: 2 == server.log.count(b"unning on"), START_TIMEOUT)
+        await client.send(WHOLE)
+        await upstream.wait_asked()
+        before = count_living(server)
+        send_signal(server, to_group=False)
+        await wait_until(lambda: count_living(server) < before, LIMIT)
+        for _ in range(5):
+            await check_newcomers(server)
+
+
+def count_living(server: Server) -> int:
+    """The server's processes but for those that have ended, whose command line is empty."""
+    return sum(Path(f"/proc/{pid}/cmdline").read_bytes() != b"" for pid in server.pids())
+
+
 def check_served(answer: Answer) -> None:
     assert 200 == answer.status
     assert "Hello!" == orjson.loads(answer.body)["choices"][0]["message"]["content"]
@@ -204,3 +226,20 @@ def check_served(answer: Answer) -> None:
 def check_sent_away(answer: Answer) -> None:
     assert (503, "1") == (answer.status, answer.headers["retry-after"])
     assert "shutting_down" == error_in(answer.body)["code"]
+
+
+async def check_newcomers(server: Server) -> None:
+    """Whoever connects during a stop is told of it at once, and then let go."""
+    for data in (head("GET", "/ready"), head("GET", "/v1/models"), WHOLE, STREAMED, HALF_BODIES["half a body"]):
+        async with connect(server.port) as client:
+            check_sent_away(await client.ask(data))
+            assert b"" == await client.read_to_the_end()
+    async with connect(server.port) as client:
+        assert 200 == (await client.ask(head("GET", "/health"))).status
+    async with connect2(server.port) as second:
+        check_sent_away(await second.read_answer(begin2(second, BODY)))
+
+
+async def check_nobody_listens(server: Server) -> None:
+    with pytest.raises(OSError, match="all attempts to connect"):
+        await trio.open_tcp_stream("127.0.0.1", server.port)

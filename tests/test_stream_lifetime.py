@@ -412,6 +412,8 @@ async def test_turn_without_a_client_is_finished_at_a_shutdown(tmp_path: Path, u
             pass
         server.process.send_signal(signal.SIGTERM)
         await until(lambda: b"stopping" in server.log)
+        async with open_client(server.url) as newcomer:
+            assert 503 == (await newcomer.get("/ready")).status_code
         await upstream_says.say_text("b")
         await upstream_says.end()
         await until(upstream_says.finished.is_set)

@@ -1,13 +1,13 @@
+"""What the kernel sees of a server: its listening sockets, and its writes."""
+
 from __future__ import annotations
 
 import os
 import resource
 import socket
 import struct
-import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -113,11 +113,35 @@ async def test_accepting_goes_on_when_there_are_files_again(caplog: pytest.LogCa
     assert "Cannot accept a connection: Too many open files" in caplog.text
 
 
-async def test_stop_ends_accepting_too() -> None:
-    async with serving(hello) as port:
-        pass
-    with pytest.raises(ConnectionRefusedError):
-        await connect_plain(port)
+async def test_workers_share_their_clients(tmp_path: Path) -> None:
+    """Clients that stay, one after the other and all at once: no worker takes nearly all of them."""
+    async with open_server(tmp_path, make_config(), "hypercorn", "--workers", "2") as server, AsyncExitStack() as stack:
+
+        async def come() -> None:
+            stream = await trio.open_tcp_stream("127.0.0.1", server.port)
+            stack.push_async_callback(trio.aclose_forcefully, stream)
+            await stream.send_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await stream.receive_some(1000)).startswith(b"HTTP/1.1 200")
+
+        with trio.fail_after(30):
+            while server.log.count(b"Running on") < 2:  # each worker says so when it has begun
+                await trio.sleep(0.05)
+        for _ in range(20):
+            await come()
+        async with trio.open_nursery() as nursery:
+            for _ in range(60):
+                nursery.start_soon(come)
+        shares = [share for pid in server.pids() if (share := len(clients_of(pid, server.port)))]
+        assert 80 == sum(shares)
+        assert min(shares) >= 15, shares
+        assert 2 == len(shares)
+
+
+def clients_of(pid: int, port: int) -> set[str]:
+    """The process' ends of established connections to *port*, as ``socket:[inode]``."""
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    ours = {f"socket:[{row[9]}]" for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "01"}
+    return ours & {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
 
 
 # Writing
@@ -162,55 +186,3 @@ async def test_stream_does_not_keep_the_others_waiting() -> None:
 async def test_unix_socket_is_served(tmp_path: Path) -> None:
     async with serving(hello, bind=[f"unix:{tmp_path}/s"]), await trio.open_unix_socket(f"{tmp_path}/s") as stream:
         assert 200 == (await Client(stream).ask()).status
-
-
-# The date
-
-
-async def test_date_is_of_this_second() -> None:
-    async with serving(hello) as port, connect(port) as client:
-        for wait in (0.0, 1.0):
-            await trio.sleep(wait)
-            date = parsedate_to_datetime((await client.ask()).headers["date"]).timestamp()
-            assert abs(time.time() - date) < 2
-            assert date <= time.time()
-
-
-def test_headers_that_the_configuration_asks_for_are_kept() -> None:
-    config = Config()
-    config.include_server_header = True
-    config.alt_svc_headers = ["x"]
-    names = [name for name, _ in config.response_headers("h11")]
-    assert ["date", "server", "alt-svc"] == [name.decode() for name in names]
-    assert config.response_headers("h2") != config.response_headers("h11")
-
-
-async def test_workers_share_their_clients(tmp_path: Path) -> None:
-    """Clients that stay, one after the other and all at once: no worker takes nearly all of them."""
-    async with open_server(tmp_path, make_config(), "hypercorn", "--workers", "2") as server, AsyncExitStack() as stack:
-
-        async def come() -> None:
-            stream = await trio.open_tcp_stream("127.0.0.1", server.port)
-            stack.push_async_callback(trio.aclose_forcefully, stream)
-            await stream.send_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert (await stream.receive_some(1000)).startswith(b"HTTP/1.1 200")
-
-        with trio.fail_after(30):
-            while server.log.count(b"Running on") < 2:  # each worker says so when it has begun
-                await trio.sleep(0.05)
-        for _ in range(20):
-            await come()
-        async with trio.open_nursery() as nursery:
-            for _ in range(60):
-                nursery.start_soon(come)
-        shares = [share for pid in server.pids() if (share := len(clients_of(pid, server.port)))]
-        assert 80 == sum(shares)
-        assert min(shares) >= 15, shares
-        assert 2 == len(shares)
-
-
-def clients_of(pid: int, port: int) -> set[str]:
-    """The process' ends of established connections to *port*, as ``socket:[inode]``."""
-    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    ours = {f"socket:[{row[9]}]" for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "01"}
-    return ours & {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
