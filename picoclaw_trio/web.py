@@ -24,7 +24,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import MapAdapter
 
 from . import answers, cors, host, logs, metrics
-from .config import Config, load_config
+from .config import Config, load_config, security_path
 from .errors import ConfigError, GatewayError, InternalError, RequestError
 from .gateway import Gateway
 from .http_messages import Body, Connection, HttpAnswer, HttpRequest
@@ -42,7 +42,7 @@ SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 LoadConfig: TypeAlias = Callable[[], Config]
 OpenGateway: TypeAlias = Callable[[], AbstractAsyncContextManager[Gateway]]
-Stamp: TypeAlias = tuple[int, int, int]
+Stamp: TypeAlias = tuple[int, int, int] | None
 View: TypeAlias = Callable[..., Awaitable[HttpAnswer | None]]
 
 
@@ -64,7 +64,7 @@ class GatewayApp(QuartTrio):
         self._load = load
         self._draining, self._stop, self._stopped = trio.Event(), trio.Event(), trio.Event()
         self._arriving: set[Body] = set()
-        self._read: Stamp | None = None  # of the configuration that was read last
+        self._read: tuple[Stamp, ...] = ()  # of the configuration that was read last
         self.url_map.strict_slashes = False
         self.url_map.merge_slashes = False
         adapter: MapAdapter = self.url_map.bind("gateway")
@@ -136,10 +136,11 @@ class GatewayApp(QuartTrio):
 
     async def _watch_config(self) -> None:
         path = self.gateway.config.path
-        self._read = _stamp(path)
+        self._read = _stamps(path)
         while True:
             await trio.sleep(CONFIG_POLL_DELAY)
-            if _stamp(path) not in (None, self._read):
+            stamps = _stamps(path)
+            if stamps != self._read and stamps[0] is not None:
                 self.reload()
 
     def reload(self) -> None:
@@ -147,7 +148,7 @@ class GatewayApp(QuartTrio):
 
         A configuration that cannot be used is told in the log, and the one in force stays.
         """
-        self._read = _stamp(self.gateway.config.path)
+        self._read = _stamps(self.gateway.config.path)
         try:
             config = self._load()
         except ConfigError as exc:
@@ -242,13 +243,18 @@ class GatewayApp(QuartTrio):
             raise _not_found(path, " The OpenAI API is switched off (gateway.openai_api.enabled).")
 
 
-def _stamp(path: Path | None) -> Stamp | None:
+def _stamps(path: Path | None) -> tuple[Stamp, ...]:
+    """Of the configuration at *path*, and of the keys beside it."""
+    return (_stamp(path), _stamp(security_path(path))) if path else (None,)
+
+
+def _stamp(path: Path) -> Stamp:
     """What changes when a file does; None while there is none."""
     try:
-        status = os.stat(path) if path else None
+        status = os.stat(path)
     except OSError:
         return None
-    return (status.st_ino, status.st_size, status.st_mtime_ns) if status else None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _preflight(request: HttpRequest) -> HttpAnswer:

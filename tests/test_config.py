@@ -631,18 +631,6 @@ def test_address_of_a_foreign_vendor_is_checked_too(tmp_path: Path) -> None:
     assert ["$.model_list[0].api_base"] == addresses(tmp_path, models(entry))
 
 
-def test_security_file_is_not_read_and_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / ".security.yml").write_text("model_list: {}")
-    keyless = {"model_name": "m", "model": "openai/m", "api_base": "http://x"}
-    load(tmp_path, models(keyless, ECHO))
-    expected = 'model "m" has no key; .security.yml is not read, so give it as env:NAME or file:PATH'
-    assert [expected] == caplog.messages
-
-    del keyless["api_base"]
-    ((_, message),) = problems(tmp_path, models(keyless))
-    assert message.endswith("; .security.yml is not read, so give the key as env:NAME or file:PATH")
-
-
 def test_endpoint_that_lets_nobody_in_loads_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     load(tmp_path, api(enabled=True))
     expected = "gateway.openai_api is enabled without bearer_tokens: every request will be refused"

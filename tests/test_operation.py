@@ -102,6 +102,19 @@ async def test_changed_file_is_read_again_and_a_bad_one_is_told(
         assert {404} == await statuses(server, model="old")
 
 
+async def test_changed_keys_beside_the_file_are_read_again(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    security = tmp_path / ".picoclaw" / ".security.yml"
+    async with open_server(tmp_path, make_config(entry("m", upstream.url))) as server:
+        for number, key in enumerate(("sk-first", "sk-second"), 1):
+            security.write_text(f"model_list: {{m: {{api_keys: [{key}]}}}}")
+            await wait_logged(server, b"configuration reloaded", number)
+            assert {200} == await statuses(server)
+            assert f"Bearer {key}" == upstream.asked[-1].header("authorization")
+        security.unlink()
+        await wait_logged(server, b"configuration reloaded", 3)
+    assert b"sk-" not in server.log
+
+
 async def statuses(server: Server, **fields: Any) -> set[int]:
     """Of the answers on several connections, which several workers take."""
     seen = set()

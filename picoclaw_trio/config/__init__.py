@@ -3,6 +3,7 @@
 from .judge import load_config
 from .models import ModelConfig
 from .secret import Secret
+from .security_file import security_path
 from .sources import (
     config_home,
     config_path,
@@ -46,5 +47,6 @@ __all__ = [
     "first_config",
     "load_config",
     "make_folders",
+    "security_path",
     "write_new",
 ]

@@ -22,6 +22,7 @@ from ..errors import ConfigError, Problem
 from .checks import Name, check_url
 from .models import ModelConfig, ModelEntry, UpstreamOptions
 from .secret import Secret
+from .security_file import apply_security_file
 from .sources import (
     apply_variables,
     config_home,
@@ -48,7 +49,6 @@ from .vendors import DEFAULT_VENDOR, ECHO, VENDORS, UnknownVendorError, Vendor, 
 
 log = logging.getLogger("picoclaw_trio.config")
 
-SECURITY_FILE = ".security.yml"
 # Keys of a PicoClaw entry that say nothing to us.
 UNUSED_MODEL_KEYS = (
     "auth_method",
@@ -76,7 +76,7 @@ PASSED_OVER = {
 
 
 def load_config(environ: Mapping[str, str] = os.environ) -> Config:
-    """Read the configuration.
+    """Read the configuration, and the keys that stand beside it.
 
     A file that is not there is one in which nothing is set, unless ``PICOCLAW_CONFIG`` names it. Logs one debug line
     that names the keys passed over, and a warning for each thing that is no mistake but will not work.
@@ -98,13 +98,15 @@ def load_config(environ: Mapping[str, str] = os.environ) -> Config:
 
 def _judge(json: dict[str, Any], path: Path, environ: Mapping[str, str]) -> Config:
     origins, problems = apply_variables(json, environ)
+    keys, more = apply_security_file(json, path)
+    origins, problems = origins | keys, problems + more
     tray, passed_over = Tray(), list[str]()
     file = None
     with tray.at():
         file = _converter(path.parent, environ, passed_over).structure(json, ConfigFile)
     _check_aliases(json, tray)
     for place, entry in _entries(json):
-        _check_target(place, entry, tray, path)
+        _check_target(place, entry, tray)
     mcp = _dict(_dict(json.get("tools")).get("mcp"))
     for name, server in _dict(mcp.get("servers")).items() if mcp.get("enabled") is True else ():
         with tray.at("tools", "mcp", "servers", name):
@@ -114,7 +116,7 @@ def _judge(json: dict[str, Any], path: Path, environ: Mapping[str, str]) -> Conf
     if file is None or tray.found or problems:
         raise ConfigError(str(path), (*_problems(tray, json, origins), *problems))
     config = _config(file, config_home(environ))
-    _warn(config, path)
+    _warn(config)
     return config
 
 
@@ -190,7 +192,7 @@ def _references(json: Any) -> Iterator[tuple[Place, Any]]:
         yield from _each((*place, "model", "fallbacks"), _dict(model).get("fallbacks"))
 
 
-def _check_target(place: Place, entry: dict[str, Any], tray: Tray, path: Path) -> None:
+def _check_target(place: Place, entry: dict[str, Any], tray: Tray) -> None:
     """A ``model_list`` entry must say whom to ask, and have what is needed for it."""
     vendor = None
     with tray.at(*place, "provider"):
@@ -201,9 +203,8 @@ def _check_target(place: Place, entry: dict[str, Any], tray: Tray, path: Path) -
     with tray.at(*place, "api_base"):
         _api_base(vendor or VENDORS[DEFAULT_VENDOR], _text(entry, "api_base"))
     if vendor and vendor.needs_key and not any(map(entry.get, ("api_base", "api_key", "api_keys"))):
-        hint = f"; {SECURITY_FILE} is not read, so give the key as env:NAME or file:PATH" if _has_vault(path) else ""
         with tray.at(*place):
-            raise wrong(f"has neither api_key nor api_keys nor api_base, and {vendor.name} needs a key{hint}")
+            raise wrong(f"has neither api_key nor api_keys nor api_base, and {vendor.name} needs a key")
 
 
 def _api_base(vendor: Vendor, given: str | None) -> str | None:
@@ -211,10 +212,6 @@ def _api_base(vendor: Vendor, given: str | None) -> str | None:
     if vendor.name == ECHO or (given and not vendor.speaks_openai and "://" not in given):
         return None
     return check_url(given, ("http", "https")) if given else vendor.default_api_base
-
-
-def _has_vault(path: Path) -> bool:
-    return os.path.exists(path.with_name(SECURITY_FILE))
 
 
 def _entries(json: Any) -> Iterator[tuple[Place, dict[str, Any]]]:
@@ -269,7 +266,7 @@ def _model(entry: ModelEntry) -> ModelConfig:
     return ModelConfig(entry.model_name, model, vendor.name, _api_base(vendor, entry.api_base), tuple(keys), **options)
 
 
-def _warn(config: Config, path: Path) -> None:
+def _warn(config: Config) -> None:
     """Log what is no mistake but will not work, or not as one may think."""
     if config.gateway.openai_api.enabled and not config.gateway.openai_api.bearer_tokens:
         log.warning("gateway.openai_api is enabled without bearer_tokens: every request will be refused")
@@ -284,5 +281,3 @@ def _warn(config: Config, path: Path) -> None:
             )
         elif not vendor.speaks_openai and vendor.name != ECHO:
             log.warning("model %s is asked in OpenAI's protocol, not in that of %s", name, vendor.name)
-        if vendor.needs_key and not model.api_keys and _has_vault(path):
-            log.warning("model %s has no key; %s is not read, so give it as env:NAME or file:PATH", name, SECURITY_FILE)

@@ -49,7 +49,7 @@ def read_json(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         Wrong: it is something else than a file with one JSON object.
     """
-    text = _read_text(path, MAX_CONFIG_BYTES)
+    text = read_text(path, MAX_CONFIG_BYTES)
     if not text.strip():
         raise wrong("is empty; a configuration holds at least {}")
     try:
@@ -59,7 +59,13 @@ def read_json(path: Path) -> dict[str, Any]:
         raise wrong(f"is not JSON: {exc.msg} in line {exc.lineno}, column {exc.colno}") from None
 
 
-def _read_text(path: Path, max_bytes: int) -> str:
+def read_text(path: Path, max_bytes: int) -> str:
+    """A file's text in UTF-8, without a byte order mark.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        Wrong: it cannot be read, is no UTF-8, or too large.
+    """
     try:
         with path.open("rb") as file:
             raw = file.read(max_bytes + 1)
@@ -106,7 +112,7 @@ def _secret_of_variable(name: str, environ: Mapping[str, str]) -> str:
 
 def _secret_of_file(path: Path, folder: Path) -> str:
     try:
-        return _read_text(path, MAX_SECRET_BYTES).rstrip("\r\n")
+        return read_text(path, MAX_SECRET_BYTES).rstrip("\r\n")
     except FileNotFoundError:
         raise wrong(f"names a file that does not exist; a relative path begins at {folder}") from None
     except Wrong as exc:
