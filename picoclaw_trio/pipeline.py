@@ -63,7 +63,9 @@ async def answer(
             return await run_turn(gateway, plan, emit)
         said = [message for message in request.messages if not is_steering(message)]
         room, wait = _room(gateway, request), gateway.config.gateway.openai_api.session_wait
-        async with gateway.memory.recall(caller.session, said, window=room, wait=wait) as recollection:
+        async with gateway.memory.recall(
+            caller.session, said, window=room, wait=wait, only_adds=caller.only_adds
+        ) as recollection:
             past = await _remember(gateway, alias, recollection)
             plan = make_plan(gateway, request, caller, alias, past, keep_text=keep_text)
             on_begun()

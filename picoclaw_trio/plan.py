@@ -34,6 +34,7 @@ class Caller:
         holder: whose line to stand in when it is crowded.
         door: which tools it may have.
         remembers: the gateway keeps this session's conversation.
+        only_adds: all that it says now is new to that conversation, even where it says the same again.
     """
 
     session: str
@@ -41,6 +42,7 @@ class Caller:
     holder: int
     door: Door = "http"
     remembers: bool = False
+    only_adds: bool = False
 
 
 @attrs.frozen

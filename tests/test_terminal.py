@@ -658,6 +658,17 @@ async def test_last_question_is_asked_again(tmp_path: Path, upstream: ScriptedUp
     assert [*begin, ("assistant", "2"), ("user", "third")] == said(upstream, 4)
 
 
+async def test_question_that_is_typed_again_is_another_one(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    prepare(tmp_path, upstream, *map(says, ["one", "two", "2", "three"]))
+
+    ran = await run(tmp_path, "agent", typed="yes\nyes\n/retry\nyes\n")
+
+    assert (0, "one\ntwo\n2\nthree\n", "") == (ran.status, ran.out, ran.err)
+    begin = [("user", "yes"), ("assistant", "one"), ("user", "yes")]
+    assert begin == said(upstream, 1) == said(upstream, 2)
+    assert [*begin, ("assistant", "2"), ("user", "yes")] == said(upstream, 3)
+
+
 async def test_answer_of_several_steps_is_asked_again_as_a_whole(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     steps = [calls(("list_dir", "{}"), text="Let me look."), says("Nothing.")]
     prepare(tmp_path, upstream, *steps, says("two"), says("three"), **TOOLS)

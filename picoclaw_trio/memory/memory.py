@@ -92,7 +92,7 @@ class Memory:
 
     @asynccontextmanager
     async def recall(
-        self, session: str, said: Sequence[Message], *, window: int, wait: float
+        self, session: str, said: Sequence[Message], *, window: int, wait: float, only_adds: bool = False
     ) -> AsyncIterator[Recollection]:
         """Have *session* for one turn, and remember what was said in it.
 
@@ -100,6 +100,7 @@ class Memory:
             said: the request's messages; those of the system are passed over.
             window: tokens that may go to the model; an estimate decides.
             wait: seconds to wait for another turn of the session to end.
+            only_adds: nothing of it was said before, however much it is like that.
 
         Raises:
             SessionBusyError: it did not.
@@ -107,7 +108,7 @@ class Memory:
         Cancellation: the session is free again; what was not recorded has not happened.
         """
         async with self._leases.hold(session, wait) as lock:
-            plan, standing = await in_thread(partial(self._plan, session, said, window), self._threads)
+            plan, standing = await in_thread(partial(self._plan, session, said, window, only_adds), self._threads)
             yield Recollection(self, session, plan, standing, lock)
         await self._sweep_if_due()
 
@@ -157,9 +158,9 @@ class Memory:
         transcript, _ = await in_thread(partial(self._files.read, session, self._session_ttl), self._threads)
         return transcript
 
-    def _plan(self, session: str, said: Sequence[Message], window: int) -> tuple[Plan, Standing]:
+    def _plan(self, session: str, said: Sequence[Message], window: int, only_adds: bool) -> tuple[Plan, Standing]:
         transcript, standing = self._files.read(session, self._session_ttl)
-        return make_plan(transcript, said, window), standing
+        return make_plan(transcript, said, window, only_adds=only_adds), standing
 
     async def _sweep_if_due(self) -> None:
         is_crowded = self._count > self._max_sessions or self._unseen > self._max_sessions // SWEEP_SHARE

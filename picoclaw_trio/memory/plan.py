@@ -13,7 +13,7 @@ import attrs
 
 from ..messages import Message
 from . import budget
-from .reconcile import reconcile
+from .reconcile import Reconciled, reconcile
 from .transcript import Transcript, TurnLines
 from .values import Said
 
@@ -59,11 +59,14 @@ class Plan:
         )
 
 
-def make_plan(transcript: Transcript, said: Sequence[Message], window: int) -> Plan:
+def make_plan(transcript: Transcript, said: Sequence[Message], window: int, *, only_adds: bool = False) -> Plan:
     """Reconcile *said* with *transcript*, which is changed, and cut what does not fit *window* tokens."""
     said = [message for message in said if message.role not in ("system", "developer")]
     stored = len(transcript.entries)
-    found = reconcile(transcript.entries, said, dropped=transcript.dropped, keeps_history=transcript.keeps_history)
+    if only_adds:
+        found = Reconciled(stored, 0)
+    else:
+        found = reconcile(transcript.entries, said, dropped=transcript.dropped, keeps_history=transcript.keeps_history)
     transcript.keep(found.keep)
     new = tuple(said[found.new_from :])
     row = [*(entry.message for entry in transcript.entries), *new]

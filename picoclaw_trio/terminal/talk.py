@@ -77,7 +77,7 @@ class Talk:
         """
         # What a terminal or an argument holds need not be text.
         self.unanswered = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        self._walk([Message("user", {"role": "user", "content": self.unanswered})])
+        self._walk([Message("user", {"role": "user", "content": self.unanswered})], only_adds=True)
         self.unanswered = None
 
     def ask_again(self) -> bool:
@@ -95,10 +95,10 @@ class Talk:
             self._walk(seen)
         return bool(seen)
 
-    def _walk(self, messages: Sequence[Message]) -> None:
+    def _walk(self, messages: Sequence[Message], *, only_adds: bool = False) -> None:
         self._wait_for_servers()
         request = ChatRequest(self.model, None, tuple(messages), True, False, {})
-        caller = Caller(self.key, None, holder=0, door="terminal", remembers=True)
+        caller = Caller(self.key, None, holder=0, door="terminal", remembers=True, only_adds=only_adds)
 
         async def walk(gateway: Gateway, emit: Emit) -> Reply:
             return await answer(gateway, request, caller, emit)
