@@ -19,7 +19,7 @@ import trio
 from .drive import Outcome, drive
 from .errors import GatewayError, RequestError, StateError
 from .gateway import Gateway
-from .memory import Recollection, estimate_tokens, is_side_task
+from .memory import Recollection, is_side_task, room_for_conversation
 from .plan import Caller, Past, TurnPlan, compose, is_steering, plan_with_tools, system_message, tool_names
 from .replies import Reply
 from .state import NO_CHANGE
@@ -73,13 +73,12 @@ async def answer(
 
 
 def _room(gateway: Gateway, request: ChatRequest) -> int:
-    """Tokens that a conversation may take: the window without the answer and without what steers the model."""
+    """Tokens that the session's conversation may take in this turn."""
     defaults, prompt = gateway.config.agents.defaults, gateway.workspace.identity().prompt
     asked = request.parameters.get("max_completion_tokens") or request.parameters.get("max_tokens")
     steering = [message for message in request.messages if is_steering(message)]
     steering += [] if prompt is None else [system_message(prompt)]
-    spent = (asked or defaults.max_tokens or 0) + sum(map(estimate_tokens, steering))
-    return max(defaults.window - spent, defaults.window // 4)
+    return room_for_conversation(defaults.window, asked or defaults.max_tokens or 0, steering)
 
 
 async def _remember(gateway: Gateway, alias: str, recollection: Recollection) -> Past:

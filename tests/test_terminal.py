@@ -699,6 +699,20 @@ async def test_context_and_tools_are_told(tmp_path: Path, upstream: ScriptedUpst
     assert [["list_dir"], ["read_file"]] == [line.split()[:1] for line in (list_dir, read_file)]
 
 
+async def test_it_is_told_when_the_oldest_turns_are_no_longer_sent(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """Which is before the window is full, for the answer has its share of it."""
+    window = {"context_window": 2000, "max_tokens": 1000}
+    prepare(tmp_path, upstream, agents={"defaults": window})
+
+    ran = await run(tmp_path, "agent", typed=6 * (600 * "x" + "\n/context\n"))
+
+    assert (0, "") == (ran.status, ran.err)
+    told = ["outgrown" in context for context in ran.out.split("Session default")[1:]]
+    cut = [len(said(upstream, number)) < 2 * number + 1 for number in range(6)]
+    assert [False, False, False, True, True, True] == told
+    assert [False, False, False, False, True, True] == cut
+
+
 async def test_no_tools_are_told(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     prepare(tmp_path, upstream)
 

@@ -10,7 +10,7 @@ Editing rule: what is cut here is only not sent; it stays stored, since clients 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
 from ..messages import Message
@@ -31,6 +31,14 @@ def estimate_tokens(message: Message) -> int:
         called = call.get("function") or call.get("custom") or {}
         size += sum(len(value.encode("utf-8", "surrogatepass")) for value in called.values() if isinstance(value, str))
     return size * 2 // 5 + PART_TOKENS * len(other_parts_of(message))
+
+
+def room_for_conversation(window: int, answer: int, steering: Iterable[Message]) -> int:
+    """Tokens that a conversation may take: the window without the answer and without what steers the model.
+
+    It is never less than a quarter of the window, or a large prompt would leave no conversation at all.
+    """
+    return max(window - answer - sum(map(estimate_tokens, steering)), window // 4)
 
 
 def turn_starts(messages: Sequence[Message]) -> list[int]:

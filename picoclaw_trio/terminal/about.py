@@ -11,9 +11,10 @@ from datetime import datetime
 
 import orjson
 
+from ..config import AgentDefaults
 from ..gateway import Gateway
-from ..memory import Conversation, Said, estimate_tokens
-from ..messages import Message
+from ..memory import Conversation, Said, estimate_tokens, room_for_conversation
+from ..plan import system_message
 from ..tools import ToolBox
 from ..visible import one_line
 from .talk import PREFIX, Talk
@@ -47,25 +48,25 @@ def list_sessions(talk: Talk) -> str:
 def describe_context(talk: Talk) -> str:
     """How full the model's window is, and of what."""
     kept = talk.kept()
-    prompt, box, window = talk.look(_surroundings)
+    prompt, box, defaults = talk.look(_surroundings)
     size = sum(estimate_tokens(said.message) for said in kept)
-    return "\n".join(_context_lines(talk.session, kept, size, prompt, box, window))
+    return "\n".join(_context_lines(talk.session, kept, size, prompt, box, defaults))
 
 
-def _surroundings(gateway: Gateway) -> tuple[str | None, ToolBox | None, int]:
+def _surroundings(gateway: Gateway) -> tuple[str | None, ToolBox | None, AgentDefaults]:
     identity = gateway.workspace.identity()
-    return identity.prompt, gateway.tools.box("terminal", identity.tools), gateway.config.agents.defaults.window
+    return identity.prompt, gateway.tools.box("terminal", identity.tools), gateway.config.agents.defaults
 
 
 def _context_lines(
-    session: str, kept: Sequence[Said], size: int, prompt: str | None, box: ToolBox | None, window: int
+    session: str, kept: Sequence[Said], size: int, prompt: str | None, box: ToolBox | None, defaults: AgentDefaults
 ) -> Iterator[str]:
     seen = sum(not said.internal for said in kept)
-    yield f"Session {session}: {_messages(seen)}, {_tokens(size)} of a window of {window:,}."
-    spent = _size(prompt) if prompt else 0
-    if size + spent > window:
+    yield f"Session {session}: {_messages(seen)}, {_tokens(size)} of a window of {defaults.window:,}."
+    steering = [] if prompt is None else [system_message(prompt)]
+    if size > room_for_conversation(defaults.window, defaults.max_tokens or 0, steering):
         yield "It has outgrown the window: its oldest turns are kept, but no longer sent."
-    yield f"System prompt: {_tokens(spent) if prompt else 'none'}."
+    yield f"System prompt: {_tokens(_size(prompt)) if prompt else 'none'}."
     if box is None:
         yield f"Tools: {NO_TOOLS[0].lower()}{NO_TOOLS[1:]}"
     else:
@@ -89,7 +90,7 @@ def _first_line(text: str) -> str:
 
 
 def _size(text: str) -> int:
-    return estimate_tokens(Message("system", {"role": "system", "content": text}))
+    return estimate_tokens(system_message(text))
 
 
 def _tokens(count: int) -> str:
