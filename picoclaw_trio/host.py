@@ -3,7 +3,7 @@
 Theory: ``mend()`` runs when a worker imports the application, which is before its event loop starts; it puts our
 classes where Hypercorn looks for its own. ``MENDS`` lists them; what is wrong stands with the class that mends it.
 What cannot be mended from inside a worker: Hypercorn's master exits with 0 after a worker has failed, even one that
-could not start, so a supervisor must restart it always; and a second SIGTERM or SIGINT does not hurry it.
+could not start, so a supervisor must restart it always; and it keeps a second SIGTERM or SIGINT for itself.
 Editing rule: nothing here knows about models or messages, and nothing else patches a library.
 """
 
@@ -14,18 +14,14 @@ import importlib
 import importlib.metadata
 import inspect
 import logging
-import multiprocessing
-import signal
 import sys
-import threading
 import time
 import types
-from contextvars import ContextVar
 from typing import Any
 
-import trio
 from hypercorn.config import Config
-from hypercorn.trio.worker_context import EventWrapper, WorkerContext
+
+from . import host_worker
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +30,7 @@ KNOWN_HYPERCORN = ("0.17.", "0.18.")
 # (module, what it is replaced in, our replacement, the parts of the original that this overrides or uses)
 MENDS = (
     ("hypercorn.trio.run", "TCPServer", "host_connection.Connection", "run protocol_send _read_data _close"),
-    ("hypercorn.trio.run", "WorkerContext", "host.Worker", "mark_request"),
+    ("hypercorn.trio.run", "WorkerContext", "host_worker.Worker", "mark_request"),
     ("hypercorn.trio.tcp_server", "TaskGroup", "host_requests.Requests", "spawn_app spawn"),
     (
         "hypercorn.protocol",
@@ -67,7 +63,7 @@ def mend(*, write_timeout: float = 30.0) -> None:
     Args:
         write_timeout: seconds that a client may take to accept 64 KiB of an answer before it is cut off.
     """
-    ignore_sigterm_in_workers()
+    host_worker.ignore_sigterm()
     for name, value in DEFAULTS.items():
         setattr(Config, name, value)
     try:
@@ -97,16 +93,6 @@ def _replacement(module_name: str, name: str, place: str, parts: str) -> tuple[t
     return module, name, ours
 
 
-def ignore_sigterm_in_workers() -> None:
-    """Let only the master decide when a worker stops.
-
-    Hypercorn's workers die at once of a SIGTERM: when it is sent to the whole process group, and when the master, as
-    soon as the first worker has stopped, sends it to those that are still answering.
-    """
-    if multiprocessing.parent_process() is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
 def _mend_headers() -> None:
     """Format the date once a second, where ``Config.response_headers`` does so for every answer."""
     original = Config.response_headers
@@ -120,96 +106,6 @@ def _mend_headers() -> None:
             return headers
 
         Config.response_headers = response_headers  # type: ignore[method-assign]  # that is the mend
-
-
-class Flag(EventWrapper):
-    """An event that can be set without waiting, and that also ends the idle connections when it is.
-
-    In place of Hypercorn's, for which each connection has a task that waits.
-
-    Attributes:
-        idle: an ``IdleDeadline`` for each connection that waits for a request.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.idle: set[Any] = set()
-
-    async def set(self) -> None:
-        self.set_nowait()
-
-    def set_nowait(self) -> None:
-        self._event.set()
-        for deadline in self.idle:
-            deadline.hurry()
-
-
-class StopOrder(Flag):
-    """The order to stop. Also given by the master's death, for nobody else would give it then: SIGTERM is ignored."""
-
-    async def wait(self) -> None:
-        async with trio.open_nursery() as nursery:
-            if (master := multiprocessing.parent_process()) is not None:
-                nursery.start_soon(self._set_when_readable, master.sentinel)
-            await super().wait()
-            nursery.cancel_scope.cancel()
-
-    async def _set_when_readable(self, sentinel: int) -> None:
-        await trio.lowlevel.wait_readable(sentinel)
-        self.set_nowait()
-
-
-class Worker(WorkerContext):
-    """What the connections of one worker share. In place of ``WorkerContext``, which tells the application nothing.
-
-    To the application a shutdown comes only when the last request has ended, which a stream does not do by itself.
-
-    Attributes:
-        released: set when the application would not mind if nobody came in any more.
-    """
-
-    def __init__(self, max_requests: int | None) -> None:
-        super().__init__(max_requests)
-        self.released = trio.Event()
-        self.released.set()
-        self.terminate: Flag = StopOrder()
-        self.terminated: Flag = Flag()
-        _worker.set(self)
-
-
-_worker: ContextVar[Worker] = ContextVar("worker")
-
-
-def is_draining() -> bool:
-    """Whether the server that runs the calling task has begun to stop. False outside of a mended server."""
-    worker = _worker.get(None)
-    return worker is not None and worker.terminated.is_set()
-
-
-async def wait_draining() -> None:
-    """Return when the server that runs the calling task begins to stop. Outside of a mended server: never."""
-    worker = _worker.get(None)
-    if worker is None:
-        await trio.sleep_forever()
-    else:
-        await worker.terminated.wait()
-
-
-def hold_open() -> None:
-    """Let clients in during a stop until ``release`` is called, also when nobody is connected any more."""
-    if worker := _worker.get(None):
-        worker.released = trio.Event()
-
-
-def release() -> None:
-    """The end of ``hold_open``."""
-    if worker := _worker.get(None):
-        worker.released.set()
-
-
-def stop_worker() -> None:
-    """Ask for a graceful stop of the server that runs the calling task, as a SIGTERM to the master does."""
-    _worker.get().terminate.set_nowait()
 
 
 # New objects for each turn that may be in flight (it has some 150) before the garbage collector looks at them. With

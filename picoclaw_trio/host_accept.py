@@ -22,6 +22,7 @@ import hypercorn.trio.run
 import trio
 from hypercorn.config import Config
 
+from .host_worker import LATE, Worker
 from .plain_socket import PlainSocket
 
 logger = logging.getLogger(__name__)
@@ -37,8 +38,6 @@ HALF_COURTESY_AT = 50
 ACCEPT_PAUSE = 0.1
 OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 NOT_LISTENING = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
-# Seconds for the answers of those who came during the stop, once nobody else is there.
-LATE = 2.0
 
 # Called with a stream; its arguments so far are those of a TCPServer: application, configuration, worker, state.
 Handler: TypeAlias = partial[Any]
@@ -68,7 +67,14 @@ async def serve_listeners(handler: Handler, listeners: list[Listener], *, handle
 
 
 async def _serve(handler: Handler, listeners: list[Listener]) -> None:
-    worker = handler.args[2]  # a host.Worker
+    config: Config = handler.args[1]
+    worker: Worker = handler.args[2]
+    worker.has_siblings = config.workers > 1
+    with worker.serving:
+        await _serve_clients(handler, listeners, worker)
+
+
+async def _serve_clients(handler: Handler, listeners: list[Listener], worker: Worker) -> None:
     async with trio.open_nursery() as late:
         async with trio.open_nursery() as clients:
             doors = [Door(handler, listener, clients) for listener in listeners]

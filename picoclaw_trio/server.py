@@ -25,6 +25,7 @@ from . import host, logs
 from .config import Config
 from .errors import GatewayError
 from .gateway import open_gateway
+from .host_worker import LATE
 from .supervisor import Supervisor
 from .web import GatewayApp
 
@@ -32,8 +33,6 @@ log = structlog.stdlib.get_logger("picoclaw_trio.server")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 BACKLOG = 2048
-# Seconds for the answers of turns that were cut off at the end of the grace period.
-LATE = 2.0
 
 
 class StartError(GatewayError):

@@ -23,7 +23,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import MapAdapter
 
-from . import answers, cors, host, logs, metrics
+from . import answers, cors, host, host_worker, logs, metrics
 from .config import Config, load_config, security_path
 from .errors import ConfigError, GatewayError, InternalError, RequestError
 from .gateway import Gateway
@@ -93,6 +93,7 @@ class GatewayApp(QuartTrio):
                 host.mend(write_timeout=self.gateway.config.gateway.openai_api.write_timeout)
                 nursery.start_soon(self.gateway.upstream.run_chores)
                 nursery.start_soon(self._drain_with_host)
+                nursery.start_soon(self._hurry_with_host)
                 nursery.start_soon(self._watch_config)
                 nursery.start_soon(self._publish_load)
                 await self._run_turns(task_status)
@@ -102,23 +103,30 @@ class GatewayApp(QuartTrio):
             log.exception("a task of the server has failed, so it stops")
             self.has_failed = True
             self.cut_turns(trio.current_time() + self.gateway.config.gateway.grace)
-            host.stop_worker()
+            host_worker.stop_worker()
 
     async def _run_turns(self, task_status: trio.TaskStatus[None]) -> None:
         """The nursery of turns that go on without their client; while they do, newcomers are told of the stop."""
-        host.hold_open()
+        host_worker.hold_open()
         try:
             async with trio.open_nursery() as self.turns:
                 task_status.started()
                 await self._draining.wait()
                 self.cut_turns(trio.current_time() + self.gateway.config.gateway.grace)
         finally:
-            host.release()
+            host_worker.release()
         await self._stop.wait()
 
     async def _drain_with_host(self) -> None:
-        await host.wait_draining()
+        await host_worker.wait_draining()
         self._draining.set()
+
+    async def _hurry_with_host(self) -> None:
+        await host_worker.wait_hurried()
+        log.warning("stopping at once")
+        host_worker.stop_worker()
+        self.cut_turns(trio.current_time())
+        host_worker.cut_connections(trio.current_time() + host_worker.LATE)
 
     def cut_turns(self, deadline: float) -> None:
         """Take no more requests, and end at *deadline* the turns that still run, with their client or without."""

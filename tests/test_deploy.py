@@ -12,7 +12,7 @@ from harness import TOKEN, ask, open_client, open_server
 from serving import PATH
 
 from picoclaw_trio.config.values import GatewayConfig
-from picoclaw_trio.server import LATE
+from picoclaw_trio.host_worker import LATE
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 UNIT = (DEPLOY / "picoclaw.service").read_text()

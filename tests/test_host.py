@@ -23,7 +23,7 @@ from hypercorn.config import Config
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 
-from picoclaw_trio import host
+from picoclaw_trio import host, host_worker
 from picoclaw_trio.host_connection import Connection
 from picoclaw_trio.host_h11 import H11
 
@@ -126,11 +126,11 @@ def test_headers_that_the_configuration_asks_for_are_kept() -> None:
 
 async def test_application_learns_that_the_server_stops() -> None:
     async def view(scope: Any, receive: Any, send: Any) -> None:
-        assert not host.is_draining()
+        assert not host_worker.is_draining()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"", "more_body": True})
-        await host.wait_draining()
-        assert host.is_draining()
+        await host_worker.wait_draining()
+        assert host_worker.is_draining()
         await send({"type": "http.response.body", "body": b"last words"})
 
     stop = trio.Event()
@@ -147,7 +147,7 @@ async def test_servers_of_one_process_stop_apart() -> None:
     async def view(scope: Any, receive: Any, send: Any) -> None:
         nonlocal waiting
         waiting += 1
-        await host.wait_draining()
+        await host_worker.wait_draining()
         await answer(send, b"stopped")
 
     async with serving(answering(view)) as other, connect(other) as innocent:
@@ -163,12 +163,12 @@ async def test_servers_of_one_process_stop_apart() -> None:
 
 def test_nothing_drains_outside_of_a_server() -> None:
     async def main() -> None:
-        assert not host.is_draining()
+        assert not host_worker.is_draining()
         with trio.move_on_after(0.01) as patience:
-            await host.wait_draining()
+            await host_worker.wait_draining()
         assert patience.cancelled_caught
         with pytest.raises(LookupError):
-            host.stop_worker()
+            host_worker.stop_worker()
 
     trio.run(main)
 
@@ -177,7 +177,7 @@ def test_nothing_drains_outside_of_a_server() -> None:
 
 SLOW = """
 import os
-from picoclaw_trio import host
+from picoclaw_trio import host, host_worker
 host.mend()
 import trio
 
@@ -189,10 +189,10 @@ async def app(scope, receive, send):
         await send({"type": "lifespan.shutdown.complete"})
         return
     if scope["path"] == "/stop":
-        host.stop_worker()
+        host_worker.stop_worker()
     if scope["path"] == "/slow":
         print("began", flush=True)
-        await host.wait_draining()
+        await host_worker.wait_draining()
         await trio.sleep(0.7)
     body = str(os.getpid()).encode()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})

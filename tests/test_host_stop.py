@@ -24,7 +24,7 @@ from host_client import (
     write_certificate,
 )
 
-from picoclaw_trio import host, host_connection
+from picoclaw_trio import host_connection, host_worker
 
 
 def get(path: str) -> bytes:
@@ -50,10 +50,10 @@ class Busy:
             finally:
                 self.cut.set()
         elif scope["path"] == "/hold":
-            host.hold_open()
+            host_worker.hold_open()
         elif scope["path"] == "/release":
-            host.release()
-        await answer(send, b"stopping" if host.is_draining() else b"serving")
+            host_worker.release()
+        await answer(send, b"stopping" if host_worker.is_draining() else b"serving")
 
     async def begin_stop(self) -> None:
         self.stop.set()
@@ -151,7 +151,7 @@ async def test_request_that_came_just_before_a_stop_is_answered() -> None:
     async def view(scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/stop":
             sock.send(GET)
-            host._worker.get().terminated.set_nowait()
+            host_worker._worker.get().terminated.set_nowait()
         await answer(send, await what_comes(receive))
 
     async with serving(answering(view)) as port, connect(port) as client, connect(port) as idle:

@@ -114,11 +114,11 @@ def begin2(client: Client2, body: bytes, *, end: bool = True) -> int:
     return stream_id
 
 
-def send_signal(server: Server, *, to_group: bool) -> None:
+def send_signal(server: Server, signum: signal.Signals = signal.SIGTERM, *, to_group: bool) -> None:
     if to_group:
-        os.killpg(server.process.pid, signal.SIGTERM)
+        os.killpg(server.process.pid, signum)
     else:
-        server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(signum)
 
 
 async def see_ends(clients: list[Client]) -> list[bytes]:
@@ -180,16 +180,25 @@ async def test_running_turns_finish_whatever_is_open_around_them(
     assert b"Traceback" not in server.log
 
 
-@pytest.mark.parametrize("to_group", [False, True], ids=["master", "group"])
+@pytest.mark.parametrize(
+    ("kind", "workers", "signum", "to_group"),
+    [
+        ("gateway", 1, signal.SIGTERM, False),
+        ("gateway", 1, signal.SIGINT, True),
+        ("hypercorn", 1, signal.SIGTERM, True),
+        ("hypercorn", 1, signal.SIGINT, True),
+        ("hypercorn", 2, signal.SIGINT, True),
+    ],
+)
 async def test_second_signal_cuts_short_whatever_is_open(
-    to_group: bool, tmp_path: Path, upstream: ScriptedUpstream
+    kind: Kind, workers: int, signum: signal.Signals, to_group: bool, tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
-    async with open_busy(tmp_path, upstream, grace=600) as (server, around, _):
-        send_signal(server, to_group=to_group)
+    async with open_busy(tmp_path, upstream, kind, workers, grace=600) as (server, around, _):
+        send_signal(server, signum, to_group=to_group)
         with trio.fail_after(LIMIT):
             await see_ends(around.idle)
             await check_newcomers(server)
-            send_signal(server, to_group=to_group)
+            send_signal(server, signum, to_group=to_group)
             for client in around.running + around.hanging:
                 check_sent_away(await client.read_answer())
             check_sent_away(await around.second.read_answer(1))
@@ -199,18 +208,29 @@ async def test_second_signal_cuts_short_whatever_is_open(
     assert b"Traceback" not in server.log
 
 
-async def test_newcomers_are_told_by_whichever_worker_still_runs(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    upstream.scripts = (hangs,)
+async def test_one_worker_of_two_goes_on_while_it_has_a_turn(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """Though the master sends it another signal when the first worker has ended; and it tells newcomers."""
+    go_on = trio.Event()
+
+    async def says_later(exchange: Exchange) -> None:
+        await go_on.wait()
+        await says_as_asked("Hello!")(exchange)
+
+    upstream.scripts = [says_later]
     config = make_config(entry("one", upstream.url), gateway={"grace": 600})
     async with open_server(tmp_path, config, "hypercorn", "--workers", "2") as server, connect(server.port) as client:
         await wait_until(lambda: 2 == server.log.count(b"unning on"), START_TIMEOUT)
         await client.send(WHOLE)
         await upstream.wait_asked()
         before = count_living(server)
-        send_signal(server, to_group=False)
+        send_signal(server, to_group=True)
         await wait_until(lambda: count_living(server) < before, LIMIT)
         for _ in range(5):
             await check_newcomers(server)
+        go_on.set()
+        check_served(await client.read_answer())
+        with trio.fail_after(LIMIT):
+            assert 0 == await server.process.wait()
 
 
 def count_living(server: Server) -> int:

@@ -1,0 +1,154 @@
+"""One worker of Hypercorn's: what its connections share, how it learns that it has to stop, and how long that takes.
+
+Theory: a worker stops in steps. The order comes from the master, or from its death. From then on the worker drains:
+idle connections end, running turns go on, newcomers are told. When the last turn has ended, or a second signal hurries
+it, the rest is cut off.
+Editing rule: ``Flag`` and ``Worker`` stand in for classes of Hypercorn 0.17 to 0.18; ``host.MENDS`` puts them in place.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+from collections import Counter
+from contextvars import ContextVar
+from typing import Any
+
+import trio
+from hypercorn.trio.worker_context import EventWrapper, WorkerContext
+
+# Seconds for the last answers: of turns that are cut off, and to those who came during a stop.
+LATE = 2.0
+
+
+class Flag(EventWrapper):
+    """An event that can be set without waiting, and that also ends the idle connections when it is.
+
+    In place of Hypercorn's, for which each connection has a task that waits.
+
+    Attributes:
+        idle: an ``IdleDeadline`` for each connection that waits for a request.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle: set[Any] = set()
+
+    async def set(self) -> None:
+        self.set_nowait()
+
+    def set_nowait(self) -> None:
+        self._event.set()
+        for deadline in self.idle:
+            deadline.hurry()
+
+
+class StopOrder(Flag):
+    """The order to stop. Also given by the master's death, for nobody else would give it then: SIGTERM is ignored."""
+
+    async def wait(self) -> None:
+        async with trio.open_nursery() as nursery:
+            if (master := multiprocessing.parent_process()) is not None:
+                nursery.start_soon(self._set_when_readable, master.sentinel)
+            await super().wait()
+            nursery.cancel_scope.cancel()
+
+    async def _set_when_readable(self, sentinel: int) -> None:
+        await trio.lowlevel.wait_readable(sentinel)
+        self.set_nowait()
+
+
+class Worker(WorkerContext):
+    """What the connections of one worker share. In place of ``WorkerContext``, which tells the application nothing.
+
+    To the application a shutdown comes only when the last request has ended, which a stream does not do by itself.
+
+    Attributes:
+        released: set when the application would not mind if nobody came in any more.
+        serving: around all connections.
+        has_siblings: the master has more workers than this one.
+    """
+
+    def __init__(self, max_requests: int | None) -> None:
+        super().__init__(max_requests)
+        self.released = trio.Event()
+        self.released.set()
+        self.serving = trio.CancelScope()
+        self.has_siblings = False
+        self.terminate: Flag = StopOrder()
+        self.terminated: Flag = Flag()
+        _worker.set(self)
+
+
+_worker: ContextVar[Worker] = ContextVar("worker")
+
+
+def is_draining() -> bool:
+    """Whether the server that runs the calling task has begun to stop. False outside of a mended server."""
+    worker = _worker.get(None)
+    return worker is not None and worker.terminated.is_set()
+
+
+async def wait_draining() -> None:
+    """Return when the server that runs the calling task begins to stop. Outside of a mended server: never."""
+    worker = _worker.get(None)
+    if worker is None:
+        await trio.sleep_forever()
+    else:
+        await worker.terminated.wait()
+
+
+def hold_open() -> None:
+    """Let clients in during a stop until ``release`` is called, also when nobody is connected any more."""
+    if worker := _worker.get(None):
+        worker.released = trio.Event()
+
+
+def release() -> None:
+    """The end of ``hold_open``."""
+    if worker := _worker.get(None):
+        worker.released.set()
+
+
+def stop_worker() -> None:
+    """Ask for a graceful stop of the server that runs the calling task, as a SIGTERM to the master does."""
+    _worker.get().terminate.set_nowait()
+
+
+def cut_connections(deadline: float) -> None:
+    """End all connections at *deadline*, whatever they are at."""
+    if worker := _worker.get(None):
+        worker.serving.deadline = min(worker.serving.deadline, deadline)
+
+
+async def wait_hurried() -> None:
+    """Return when a second signal to stop has come to this worker of Hypercorn's itself. Outside of one: never.
+
+    What the master gets does not come here, but Ctrl-C in a terminal and a signal to the process group come to each. Of
+    SIGTERM a third is waited for where there are more workers: once one has ended, the master sends one to the rest.
+    """
+    if not _is_worker():
+        await trio.sleep_forever()
+    seen = Counter[int]()
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for number in signals:
+            seen[number] += 1
+            worker = _worker.get(None)
+            enough = 3 if number == signal.SIGTERM and worker is not None and worker.has_siblings else 2
+            if seen[number] >= enough:
+                return
+
+
+def ignore_sigterm() -> None:
+    """Let only the master decide when a worker stops.
+
+    Hypercorn's workers die at once of a SIGTERM: when it is sent to the whole process group, and when the master, as
+    soon as the first worker has stopped, sends it to those that are still answering.
+    """
+    if _is_worker():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _is_worker() -> bool:
+    return multiprocessing.parent_process() is not None and threading.current_thread() is threading.main_thread()
