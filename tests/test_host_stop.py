@@ -39,6 +39,7 @@ class Busy:
     began: trio.Event = attrs.field(factory=trio.Event)
     go_on: trio.Event = attrs.field(factory=trio.Event)
     cut: trio.Event = attrs.field(factory=trio.Event)
+    expected: int = 200  # at ``/slow``
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/slow":
@@ -53,6 +54,8 @@ class Busy:
             host_worker.hold_open()
         elif scope["path"] == "/release":
             host_worker.release()
+        elif scope["path"] == "/cut":
+            host_worker.cut_connections(trio.current_time())
         await answer(send, b"stopping" if host_worker.is_draining() else b"serving")
 
     async def begin_stop(self) -> None:
@@ -70,7 +73,7 @@ async def open_stopping() -> AsyncIterator[tuple[int, Busy]]:
         await busy.begin_stop()
         yield port, busy
         busy.go_on.set()
-        assert b"stopping" == (await client.read_answer()).body
+        assert busy.expected == (await client.read_answer()).status
 
 
 async def check_closed(port: int) -> None:
@@ -176,3 +179,14 @@ async def test_application_may_keep_the_door_open() -> None:
             async with connect(port) as client:
                 assert b"stopping" == (await client.ask(get(path))).body
     await check_closed(port)
+
+
+async def test_application_may_cut_all_connections() -> None:
+    async with open_stopping() as (port, busy), connect(port) as asking, connect(port) as cutting:
+        await asking.send(get("/endless"))
+        await trio.testing.wait_all_tasks_blocked()
+        busy.expected = 500
+        await cutting.send(get("/cut"))
+        assert 500 == (await asking.read_answer()).status
+        assert busy.cut.is_set()
+        await check_closed(port)
