@@ -2,7 +2,8 @@
 
 Theory: a listening socket is asked without the scheduler as long as somebody waits there. When the order to stop comes,
 those who are in may finish, and whoever comes meanwhile is let in too, for the application has an answer for him; the
-sockets are closed when the last of those who were in before has gone. Clients' sockets are of ``plain_socket``.
+sockets are closed when the last of those who were in before has gone. Where only this worker stops, it closes them at
+once: who comes is for its siblings, or waits for its successor. Clients' sockets are of ``plain_socket``.
 Editing rule: nothing here knows HTTP, and whatever replaces a wait keeps its bound.
 """
 
@@ -83,6 +84,8 @@ async def _serve_clients(handler: Handler, listeners: list[Listener], worker: Wo
             await worker.terminated.wait()
             for door in doors:
                 door.clients = late
+                if worker.terminate.is_own:  # others will serve those who come
+                    door.open.cancel()
         await worker.released.wait()
         for door in doors:
             door.open.cancel()

@@ -45,7 +45,20 @@ class Flag(EventWrapper):
 
 
 class StopOrder(Flag):
-    """The order to stop. Also given by the master's death, for nobody else would give it then: SIGTERM is ignored."""
+    """The order to stop that does not come from the master's side.
+
+    Who sets it is the worker, which has served enough requests or has failed; or it is the master's death, for nobody
+    else would stop us then: SIGTERM is ignored.
+
+    Attributes:
+        is_own: the worker has set it, and its master will start another.
+    """
+
+    is_own = False
+
+    def set_nowait(self) -> None:
+        super().set_nowait()
+        self.is_own = multiprocessing.parent_process() is not None
 
     async def wait(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -56,7 +69,7 @@ class StopOrder(Flag):
 
     async def _set_when_readable(self, sentinel: int) -> None:
         await trio.lowlevel.wait_readable(sentinel)
-        self.set_nowait()
+        super().set_nowait()
 
 
 class Worker(WorkerContext):
@@ -76,7 +89,7 @@ class Worker(WorkerContext):
         self.released.set()
         self.serving = trio.CancelScope()
         self.has_siblings = False
-        self.terminate: Flag = StopOrder()
+        self.terminate: StopOrder = StopOrder()
         self.terminated: Flag = Flag()
         _worker.set(self)
 

@@ -16,7 +16,7 @@ import pytest
 import trio
 from envelopes import error_in
 from fakes import Exchange, Script, ScriptedUpstream, chunk, frame, hangs
-from harness import START_TIMEOUT, TOKEN, Kind, Server, ask, entry, make_config, open_server
+from harness import START_TIMEOUT, TOKEN, Kind, Server, ask, entry, make_config, open_client, open_server
 from host_client import Answer, Client, Client2, connect, connect2
 from serving import PATH, head, wait_until
 from streams import Endless, by_model, says_as_asked
@@ -231,6 +231,40 @@ async def test_one_worker_of_two_goes_on_while_it_has_a_turn(tmp_path: Path, ups
         check_served(await client.read_answer())
         with trio.fail_after(LIMIT):
             assert 0 == await server.process.wait()
+
+
+async def test_newcomers_wait_for_the_successor_of_a_worker_that_has_served_enough(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    go_on = trio.Event()
+
+    async def says_later(exchange: Exchange) -> None:
+        await go_on.wait()
+        await says_as_asked("Hello!")(exchange)
+
+    upstream.scripts = [says_later]
+    config = make_config(entry("one", upstream.url), gateway={"grace": 600})
+    async with (
+        open_server(tmp_path, config, "hypercorn", "--max-requests", "3") as server,
+        connect(server.port) as busy,
+        open_client(server.url) as newcomer,
+        trio.open_nursery() as nursery,
+    ):
+        await busy.send(WHOLE)
+        await upstream.wait_asked()
+        async with connect(server.port) as client:
+            for _ in range(3):
+                assert 200 == (await client.ask(head("GET", "/health"))).status
+            assert b"" == await client.read_to_the_end()
+
+        async def come() -> None:
+            assert 200 == (await newcomer.get("/ready", timeout=LIMIT)).status_code
+            assert go_on.is_set()
+
+        nursery.start_soon(come)
+        await trio.sleep(0.2)  # the worker that stops would have answered by then
+        go_on.set()
+        check_served(await busy.read_answer())
 
 
 def count_living(server: Server) -> int:
