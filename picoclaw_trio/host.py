@@ -14,6 +14,7 @@ import importlib
 import importlib.metadata
 import inspect
 import logging
+import resource
 import sys
 import time
 import types
@@ -123,3 +124,18 @@ def calm_collector(max_turns: int) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(max(10_000, OBJECTS_OF_A_TURN * max_turns), 20, 100)
+
+
+# As in the service's unit.
+MAX_FILES = 65_536
+
+
+def raise_file_limit() -> None:
+    """Let this process have more file descriptors, up to ``MAX_FILES`` and to what it may have.
+
+    A turn in flight takes two, and a shell gives no more than 1,024 of its own accord.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -41,6 +41,7 @@ async def _open_configured() -> AsyncIterator[Gateway]:
             config=str(config.path or config.home / "config.json"),
         )
     async with _open_told(config) as gateway:
+        host.raise_file_limit()
         host.calm_collector(config.gateway.openai_api.max_turns)
         yield gateway
 

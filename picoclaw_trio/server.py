@@ -108,6 +108,7 @@ async def _serve(
         async with open_gateway(config) as gateway:
             app = GatewayApp(lambda: nullcontext(gateway), load)
             control = Control(app, supervisor)
+            host.raise_file_limit()
             host.calm_collector(config.gateway.openai_api.max_turns)
             serve = partial(
                 worker_serve, ASGIWrapper(app), hypercorn, sockets=sockets, shutdown_trigger=control.stop.wait

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import sys
@@ -36,6 +37,21 @@ async def wait_logged(server: Server, text: bytes, count: int = 1) -> None:
     with trio.fail_after(WAIT):
         while server.log.count(text) < count:
             await trio.sleep(0.02)
+
+
+# Files
+
+
+@pytest.mark.parametrize("kind", ["gateway", "hypercorn"])
+async def test_server_takes_the_file_descriptors_that_it_may_have(kind: Kind, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        async with open_server(tmp_path, make_config(), kind) as server:
+            limits = [resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] for pid in server.pids()]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert min(hard, 65_536) == max(limits)
 
 
 # Reload
