@@ -179,6 +179,26 @@ def test_results_of_own_calls_stay_when_the_client_brings_its_own() -> None:
     assert (3, 0) == (alone.keep, alone.new_from)
 
 
+def test_results_that_come_again_or_late_keep_what_came_before_them() -> None:
+    calls = answer(None, call("1"), call("2"))
+    before = [*stored("aA"), Said(user("both")), Said(calls), Said(result("1")), Said(answer("Only one."))]
+
+    again = reconcile(before, [result("1")])
+    assert (4, 0) == (again.keep, again.new_from)
+
+    late = reconcile(before, [result("2")])
+    assert (5, 0) == (late.keep, late.new_from)
+
+    both = reconcile(before, [result("2"), result("1")])
+    assert (4, 0) == (both.keep, both.new_from)
+
+    after_own = reconcile([*MIXED, Said(result("theirs")), Said(answer("So."))], [result("theirs", "other")])
+    assert (3, 0) == (after_own.keep, after_own.new_from)
+
+    for nobodys in (reconcile(before, [result("own")]), reconcile(STEPS, [result("own")])):
+        assert (0, 0) == (nobodys.keep, nobodys.new_from)
+
+
 def test_results_of_calls_that_nobody_made_are_another_conversation() -> None:
     found = reconcile(MIXED, [result("unknown")])
     assert (0, 0) == (found.keep, found.new_from)

@@ -11,6 +11,7 @@ where they agree for longest; what agrees stays, with all that the client cannot
     is one user's message, or results of open calls        all of it       all            a client without a history
     begins in the middle, and agrees to the end, or for
     two messages at least                                  as above        as above       a client that trims
+    begins with results of a call, after its answer        up to the call  all            the results again, or late
     agrees nowhere                                         nothing         all            another conversation
 
 A single message that is the conversation's first is asked again if it was the only one, or if the client is known to
@@ -21,6 +22,7 @@ Editing rule: a case is a row of this table first, then a test, then code. Nothi
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from itertools import takewhile
 from typing import Any
 
 import attrs
@@ -66,6 +68,8 @@ def reconcile(
     skip, first, run = _longest_agreement(forms, [unit.form for unit in units], dropped)
     if run:
         return Reconciled(units[first + run - 1].end, skip + run)
+    if call_end := _end_of_call(stored, said):
+        return Reconciled(call_end, 0)
     return Reconciled(len(stored) if all(message.role == "user" for message in said) else 0, 0)
 
 
@@ -122,6 +126,24 @@ def _is_addition(
         return said[0].body.get("tool_call_id") in open_calls([entry.message for entry in stored])
     is_first_again = forms[0] == units[0].form and (len(units) <= MIN_RUN or keeps_history)
     return len(said) == 1 and said[0].role == "user" and not is_first_again
+
+
+def _end_of_call(stored: Sequence[Said], said: Sequence[Message]) -> int:
+    """How many messages there are up to the call whose result *said* begins with; 0 if it does not.
+
+    Results of other calls of the same reply count as well, unless *said* has them too.
+    """
+    results = list(takewhile(lambda message: message.role == "tool", said))
+    if not results:
+        return 0
+    given = {message.body.get("tool_call_id") for message in results}
+    for index in range(len(stored) - 1, -1, -1):
+        theirs = {call["id"] for call in calls_of(stored[index].message)}.difference(stored[index].own_calls)
+        if not stored[index].internal and results[0].body.get("tool_call_id") in theirs:
+            after = (entry.message for entry in stored[index + 1 :])
+            others = takewhile(lambda it: it.role == "tool" and it.body.get("tool_call_id") not in given, after)
+            return index + 1 + sum(1 for _ in others)
+    return 0
 
 
 def _longest_agreement(forms: Sequence[Hashable], units: Sequence[Hashable], dropped: int) -> tuple[int, int, int]:
