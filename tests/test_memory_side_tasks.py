@@ -14,6 +14,12 @@ OPEN_WEBUI_COMPLETION = (
     "`<type>` and the given language.  \n\n### Context:\n<chat_history>\n</chat_history>\n<type>General</type>\n"
     "<text>How do</text>\n#### Output:\n"
 )
+OPEN_WEBUI_COMPACTION = (
+    "### Task:\nSummarize the conversation history that will be compacted out of the active chat context.\n\n"
+    "### Instructions:\n- Be factual and specific. Do not invent details.\n\n### Previous Summary:\n\n\n"
+    "### Messages Being Compacted:\nUSER: How do I bake bread?\nASSISTANT: Slowly.\n\n"
+    "### Recent Messages Kept In Context:\nUSER: And cake?"
+)
 OPEN_WEBUI_DOCUMENTS = (
     "### Task:\nRespond to the user query using the provided context, incorporating inline citations.\n"
     "<context>\n<source id=1>Bread.</source>\n</context>\n\nHow do I bake it?"
@@ -37,6 +43,7 @@ ASKED_BY_A_FRONT_END = {
     "Open WebUI: title, with a system prompt": (("system", "Be kind."), ("user", OPEN_WEBUI_TITLE)),
     "Open WebUI: tags": (("user", f"### Task:\nGenerate 1-3 broad tags categorizing the main themes.\n{HISTORY}\n"),),
     "Open WebUI: autocompletion": (("user", OPEN_WEBUI_COMPLETION),),
+    "Open WebUI: context compaction": (("user", OPEN_WEBUI_COMPACTION),),
     "Open WebUI: emoji": (
         ("user", "Your task is to reflect the speaker's likely facial expression through a fitting emoji. Interpret"),
     ),

@@ -42,6 +42,8 @@ PROMPTS: tuple[Prompt, ...] = (
     # begins with "### Task:" too, and ends with the user's words.
     Prompt("### Task:", end="</chat_history>"),  # title, tags, follow-ups, search queries, image prompt
     Prompt("### Task: You are an autocompletion system. Continue the text in `<text>`"),
+    # utils/context_compaction.py, which ends with what was said last.
+    Prompt("### Task: Summarize the conversation history that will be compacted out of the active chat context."),
     Prompt("Create a concise, 3-5 word title with an emoji as a title for the chat history"),  # before 0.5
     Prompt("Your task is to reflect the speaker's likely facial expression through a fitting emoji."),
     Prompt("You have been provided with a set of responses from various models to the latest user query:"),
