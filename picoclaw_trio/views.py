@@ -8,6 +8,7 @@ Editing rule: a view decides nothing about models or sessions.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import trio
@@ -58,13 +59,16 @@ def admit(gateway: Gateway, request: HttpRequest) -> int:
 
 
 def session_name(request: HttpRequest, headers: tuple[str, ...]) -> str | None:
-    """What the first of *headers* that is there and not empty says.
+    """What the first of *headers* that is there and not empty says: UTF-8, as in the body, else Latin-1.
 
     Raises:
         RequestError: it is too long.
     """
     for name in headers:
-        value = (request.header(name.lower().encode()) or "").strip()
+        value = request.header(name.lower().encode()) or ""
+        with suppress(UnicodeDecodeError):
+            value = value.encode("latin-1").decode()
+        value = value.strip()
         if len(value) > MAX_USER_CHARACTERS:
             raise RequestError(
                 f"The header {name} must have at most {MAX_USER_CHARACTERS} characters.", code="string_too_long"

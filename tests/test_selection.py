@@ -132,6 +132,17 @@ async def test_later_request_of_a_session_may_name_another_model(tmp_path: Path,
         assert "three" == await model_of(client, user="ann")
 
 
+async def test_header_and_user_of_the_same_letters_name_the_same_session(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    config = config_of(upstream, scope="session", session_headers=["X-Chat"])
+    async with serving(tmp_path, config) as (_, client):
+        for encoding, model in (("utf-8", "two"), ("latin-1", "three")):
+            headers = {b"X-Chat": "voilà".encode(encoding)}
+            await client.post(PATH, json=ask(model=model), headers=headers)
+            assert model == await model_of(client, user="voilà")
+
+
 @pytest.mark.parametrize("user", [None, "", "default"])
 async def test_session_without_a_user_is_the_default_session(
     user: str | None, tmp_path: Path, upstream: ScriptedUpstream
