@@ -15,7 +15,7 @@ import trio
 
 from .errors import UpstreamError
 from .memory import Said
-from .messages import Message
+from .messages import Message, modernise
 from .plan import TurnPlan
 from .replies import Delta, Fold, Progress, Reply, ReplyStarted, TextDelta, ToolCallDelta, Usage
 from .tools import ToolBox, ToolResult
@@ -163,6 +163,9 @@ class Steps:
 def _said(reply: Reply, *, is_internal: bool = False, own_calls: tuple[str, ...] = ()) -> Said:
     """The reply as a message that can be sent to a model again: some refuse fields that are null or unknown."""
     body = {name: value for name, value in reply.message.items() if name in SENT_AGAIN and value is not None}
+    called = reply.message.get("function_call")
+    if isinstance(called, dict) and {str} == {type(called.get("name")), type(called.get("arguments"))}:
+        body = modernise({**body, "function_call": called})  # the client's part of it will come so too
     if "tool_calls" not in body:
         body.setdefault("content", "")
     return Said(Message("assistant", body), is_internal, own_calls)

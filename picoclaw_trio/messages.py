@@ -66,7 +66,7 @@ def _decode_message(message: dict[str, Json], at: str) -> Message:
         for index, part in enumerate(message["content"]):
             _check_part(part, f"{at}.content[{index}]")
     if role == "function" or (role == "assistant" and "function_call" in message):
-        message = _modernise(message)
+        message = modernise(message)
     return Message(message["role"], message)
 
 
@@ -145,8 +145,12 @@ def _check_part(part: Json, at: str) -> None:
         check_string(part[name].get("url"), f"{at}.image_url.url")
 
 
-def _modernise(message: dict[str, Json]) -> dict[str, Json]:
-    """Function calls of before 2023-11 as tool calls: upstreams of today know no other. The name serves as the id."""
+def modernise(message: dict[str, Json]) -> dict[str, Json]:
+    """Function calls of before 2023-11 as tool calls: upstreams of today know no other. The name serves as the id.
+
+    Args:
+        message: a function's, or an assistant's whose ``function_call`` has a name, or is null.
+    """
     message = dict(message)
     if message["role"] == "function":
         message["role"] = "tool"

@@ -304,6 +304,24 @@ async def test_an_edited_message_replaces_what_came_after(tmp_path: Path, upstre
         assert [*said, "Hello!", "Four."] == [one["content"] for one in agent.sent()]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("has_history", [False, True])
+async def test_a_function_call_of_the_old_kind_is_remembered(
+    has_history: bool, stream: bool, tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    called = {"name": "buy", "arguments": "{}"}
+    functions = [{"name": "buy", "parameters": {"type": "object"}}]
+    question, answer = {"role": "user", "content": "Buy it."}, {"role": "assistant", "function_call": called}
+    result = {"role": "function", "name": "buy", "content": "bought"}
+    async with open_agent(tmp_path, upstream, history="session") as agent:
+        agent.script(says(None, function_call=called, finish_reason="function_call"), says("Done."))
+        await agent.ask([question], functions=functions, stream=stream)
+        assert "Done." == await agent.ask([question, answer, result] if has_history else [result], functions=functions)
+
+        assert ["user", "assistant", "tool"] == [one["role"] for one in agent.sent()]
+        assert [{"id": "buy", "type": "function", "function": called}] == agent.sent()[1]["tool_calls"]
+
+
 async def test_system_messages_steer_one_request_and_are_not_kept(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     async with open_agent(tmp_path, upstream, history="session") as agent:
         await agent.ask([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "One."}])
