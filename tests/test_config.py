@@ -302,6 +302,11 @@ def test_capitals_of_an_origin_do_not_count(tmp_path: Path) -> None:
     assert ("http://nas.lan",) == load(tmp_path, api(cors_origins=["HTTP://NAS.lan"])).gateway.openai_api.cors_origins
 
 
+@pytest.mark.parametrize("name", ["Authorization", "cookie", "Proxy-Authorization", "X Chat"])
+def test_header_with_a_secret_or_an_illegal_name_names_no_session(name: str, tmp_path: Path) -> None:
+    assert ["$.gateway.openai_api.session_headers[1]"] == addresses(tmp_path, api(session_headers=["X-Chat", name]))
+
+
 @pytest.mark.parametrize(
     ("host", "hosts"),
     [

@@ -109,6 +109,7 @@ def check_writable_json(value: Any) -> Any:
 OWN_HEADERS = frozenset(
     {"connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
 )
+SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization"})
 
 Seconds = Annotated[float, above(0)]
 Count = Annotated[int, between(1)]
@@ -129,6 +130,11 @@ HeaderName = Annotated[
     str,
     matches(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", "is not a legal name of an HTTP header"),
     satisfies(lambda name: name.lower() not in OWN_HEADERS, "is a header that the gateway sets itself"),
+]
+# A session is named in the log, on disk and in lists.
+SessionHeader = Annotated[
+    HeaderName,
+    satisfies(lambda name: name.lower() not in SECRET_HEADERS, "bears a secret, and names of sessions are logged"),
 ]
 HeaderValue = Annotated[
     str, matches(r"([\x21-\x7e]([\x20-\x7e\t]*[\x21-\x7e])?)?", "must be printable ASCII without spaces around it")

@@ -16,12 +16,12 @@ import attrs
 
 from .checks import (
     Count,
-    HeaderName,
     Hosts,
     LogLevel,
     Name,
     Origin,
     Seconds,
+    SessionHeader,
     between,
     hosts_of,
     zero_means,
@@ -167,7 +167,7 @@ class OpenAIApiConfig:
     on_disconnect: Literal["cancel", "finish"] = "cancel"
     cors_origins: tuple[Origin, ...] = ()
     history: Literal["client", "session"] = "client"
-    session_headers: tuple[HeaderName, ...] = ()
+    session_headers: tuple[SessionHeader, ...] = ()
     session_wait: Seconds = 5.0
     max_sessions: Count = 10_000
     session_ttl: Seconds | None = None
