@@ -77,8 +77,18 @@ async def _drive_steps(upstream: Upstream, plan: TurnPlan, tools: ToolBox, emit:
         turn.on_results()
         if action.is_last:
             return steps.outcome()
+        plan = _released(plan)
         if plan.stream:
             route = route.only(reply.alias)  # the client has been told who answers
+
+
+def _released(plan: TurnPlan) -> TurnPlan:
+    """*plan* when tools of ours have run: a choice that called for them is fulfilled, and would call for ever."""
+    choice = plan.parameters.get("tool_choice")
+    is_for_ours = choice == "required" and not plan.client_tools
+    if isinstance(choice, dict) and isinstance(function := choice.get("function"), dict):
+        is_for_ours = str(function.get("name")) not in plan.client_tools
+    return attrs.evolve(plan, parameters={**plan.parameters, "tool_choice": "auto"}) if is_for_ours else plan
 
 
 def _request(plan: TurnPlan, conversation: Sequence[Message]) -> UpstreamRequest:

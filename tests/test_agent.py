@@ -196,6 +196,24 @@ async def test_going_on_calling_tools_is_an_honest_error(tmp_path: Path, upstrea
         assert 3 == len(agent.upstream.asked)
 
 
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "list_dir"}}])
+async def test_a_forced_call_of_ours_is_forced_once(choice: Any, tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    async def obeys(exchange: Any) -> None:
+        is_forced = exchange.asked.body.get("tool_choice") == choice
+        await (calls(call("1", "list_dir")) if is_forced else says("It is empty."))(exchange)
+
+    async with open_agent(tmp_path, upstream, ["list_dir"]) as agent:
+        agent.script(obeys)
+        assert "It is empty." == await agent.ask("What is there?", tool_choice=choice)
+
+
+async def test_a_forced_call_of_the_clients_stays_forced(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    async with open_agent(tmp_path, upstream, ["list_dir"]) as agent:
+        agent.script(calls(call("1", "list_dir")), calls(call("2", "buy")))
+        await agent.ask("Buy it.", tools=[BUY], tool_choice="required")
+        assert ["required", "required"] == [asked.body["tool_choice"] for asked in upstream.asked]
+
+
 @pytest.mark.parametrize("history", ["client", "session"])
 async def test_calls_of_ours_and_of_the_clients_at_once_both_work(
     history: str, tmp_path: Path, upstream: ScriptedUpstream
