@@ -86,8 +86,9 @@ class Connection(TCPServer):
     """One client's connection.
 
     In place of ``TCPServer``, where an error in protocol code ends the whole worker, a write to a client that does not
-    read waits for ever and cannot be cancelled, an answer that comes before the whole request can be lost to a reset,
-    and each write costs a lock, a cancel scope and a turn of the scheduler.
+    read waits for ever and cannot be cancelled, a stop waits for a client that does not begin TLS, an answer that comes
+    before the whole request can be lost to a reset, and each write costs a lock, a cancel scope and a turn of the
+    scheduler.
     """
 
     write_timeout: ClassVar[float] = 30.0
@@ -106,12 +107,32 @@ class Connection(TCPServer):
     async def run(self) -> None:
         """Serve the client until one side closes. An error in here costs this connection only, and one line of log."""
         try:
-            await super().run()
+            if not isinstance(self.stream, trio.SSLStream) or await self._shake_hands():
+                await super().run()
         except* Exception as errors:
             logger.error("A connection was dropped after an error: %r", errors.exceptions)
             logger.debug("This is the error", exc_info=errors)
         finally:
             self.idle.stop()
+
+    async def _shake_hands(self) -> bool:
+        """Begin TLS, as Hypercorn would, but hurry when the worker stops. False when the client does not do its part.
+
+        To Hypercorn a client that has connected and says nothing is none that it could send away.
+        """
+        limit = IdleDeadline(self.config.ssl_handshake_timeout, self.context.terminated, self._has_unread)
+        try:
+            with limit.scope:
+                limit.start()
+                await trio.lowlevel.wait_readable(self.stream.transport_stream.socket)
+                limit.has_unread = lambda: True  # it has begun, and may take its little while
+                await self.stream.do_handshake()
+                return True
+        except trio.BrokenResourceError:
+            pass
+        finally:
+            limit.stop()
+        return False
 
     async def protocol_send(self, event: Event) -> None:
         if isinstance(event, RawData):

@@ -317,6 +317,23 @@ async def test_tls_connection_serves_and_ends(tmp_path: Path) -> None:
         assert b"" == await client.read_to_the_end()
 
 
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x00\xc8\x01"], ids=["nothing", "half a hello"])
+async def test_stop_does_not_wait_for_a_client_that_does_not_begin_tls(sent: bytes, tmp_path: Path) -> None:
+    _, settings = write_certificate(tmp_path)
+    stop = trio.Event()
+    async with serving(hello, stop, graceful_timeout=60.0, **settings) as port, connect(port) as client:
+        await client.send(sent)
+        await trio.testing.wait_all_tasks_blocked()
+        stop.set()
+        assert b"" == await client.read_to_the_end()
+
+
+async def test_tls_client_that_does_not_begin_is_cut_off(tmp_path: Path) -> None:
+    _, settings = write_certificate(tmp_path)
+    async with serving(hello, ssl_handshake_timeout=0.1, **settings) as port, connect(port) as client:
+        assert b"" == await client.read_to_the_end()
+
+
 async def test_tls_client_that_leaves_is_noticed(tmp_path: Path) -> None:
     left = trio.Event()
 
