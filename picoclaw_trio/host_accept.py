@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import multiprocessing
 import os
 import socket
 import ssl
@@ -116,7 +117,13 @@ class Door:
                     sock.setblocking(False)
                     # Again, for a worker imports its application after it has begun to listen.
                     sock.listen(config.backlog)
-                    await self._accept(sock, shared=config.workers > 1)
+                    try:
+                        await self._accept(sock, shared=config.workers > 1)
+                    finally:
+                        # To close it resets those who wait at it, and who may have asked already. Of a worker it stays
+                        # open in the master, and the worker that follows may serve them.
+                        if self.open.cancel_called and multiprocessing.parent_process() is None:
+                            self._take_in(sock, config.backlog)
 
     async def _accept(self, sock: socket.socket, *, shared: bool) -> None:
         batch = SHARED_ACCEPT_BATCH if shared else ACCEPT_BATCH

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from host_client import (
     write_certificate,
 )
 
-from picoclaw_trio import host_connection, host_worker
+from picoclaw_trio import host_accept, host_connection, host_worker
 
 
 def get(path: str) -> bytes:
@@ -190,3 +190,25 @@ async def test_application_may_cut_all_connections() -> None:
         assert 500 == (await asking.read_answer()).status
         assert busy.cut.is_set()
         await check_closed(port)
+
+
+async def test_who_waits_to_be_let_in_when_the_stop_is_over_is_answered() -> None:
+    busy, workers = Busy(), []
+
+    async def view(scope: Any, receive: Any, send: Any) -> None:
+        workers.append(host_worker._worker.get())
+        await busy(scope, receive, send)
+
+    async with serving(answering(view), busy.stop, graceful_timeout=60.0) as port, AsyncExitStack() as stack:
+        async with connect(port) as client:
+            await client.ask(get("/hold"))
+        await busy.begin_stop()
+        waiting = []
+        for _ in range(host_accept.ACCEPT_BATCH + 6):
+            sock = socket.create_connection(("127.0.0.1", port))
+            sock.send(GET)
+            waiting.append(Client(trio.SocketStream(trio.socket.from_stdlib_socket(sock))))
+        workers[0].released.set()
+        for client in waiting:
+            await stack.enter_async_context(client.stream)
+            assert b"stopping" == (await client.read_answer()).body
