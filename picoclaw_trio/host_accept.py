@@ -13,6 +13,7 @@ import errno
 import logging
 import multiprocessing
 import os
+import resource
 import socket
 import ssl
 from functools import partial
@@ -38,6 +39,8 @@ SHARED_ACCEPT_BATCH = 4
 MAX_COURTESY = 0.005
 HALF_COURTESY_AT = 50
 ACCEPT_PAUSE = 0.1
+# Of the file descriptors, so that clients who only stay cannot take those that running turns and the state need.
+CLIENTS_SHARE = 0.75
 OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 NOT_LISTENING = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
 
@@ -101,12 +104,14 @@ class Door:
     Attributes:
         clients: where those run who come in.
         open: cancelled, it is closed.
+        is_full: whoever comes has to wait, which has been told.
     """
 
     handler: Handler
     listener: Listener
     clients: trio.Nursery
     open: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    is_full: bool = False
 
     async def let_clients_in(self) -> None:
         config: Config = self.handler.args[1]
@@ -137,6 +142,9 @@ class Door:
     def _take_in(self, sock: socket.socket, batch: int) -> bool:
         """Accept those who wait, up to a batch. False when there is no room for more."""
         for _ in range(batch):
+            if not _has_room(sock):
+                self._tell_full("too few file descriptors are left")
+                return False
             try:
                 client, _address = sock.accept()
             except BlockingIOError:
@@ -145,11 +153,17 @@ class Door:
                 if error.errno in NOT_LISTENING:
                     raise
                 if error.errno in OUT_OF_RESOURCES:
-                    logger.error("Cannot accept a connection: %s; trying again in %s s", error.strerror, ACCEPT_PAUSE)
+                    self._tell_full(error.strerror)
                     return False
                 continue  # accept(2): Linux reports here what has gone wrong with the new connection
             self.clients.start_soon(self._serve_client, client)
+        self.is_full = False
         return True
+
+    def _tell_full(self, reason: str | None) -> None:
+        if not self.is_full:
+            logger.error("Cannot accept a connection: %s; trying again every %s s", reason, ACCEPT_PAUSE)
+        self.is_full = True
 
     async def _serve_client(self, client: socket.socket) -> None:
         stream = self.listener.wrap(client) if isinstance(self.listener, TlsListener) else PlainSocket(client)
@@ -157,6 +171,17 @@ class Door:
             await self.handler(stream)
         finally:
             await trio.aclose_forcefully(stream)
+
+
+def _has_room(sock: socket.socket) -> bool:
+    """Whether clients may have one more file descriptor: each new one is the lowest that is free."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        lowest_free = os.dup(sock.fileno())
+    except OSError:
+        return False
+    os.close(lowest_free)
+    return limit == resource.RLIM_INFINITY or lowest_free < limit * CLIENTS_SHARE
 
 
 def _courtesy(clients: int) -> float:
