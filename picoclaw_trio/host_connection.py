@@ -62,6 +62,15 @@ class IdleDeadline:
         """The worker is stopping: what has come in is still read, and answered where it is a request."""
         self.scope.deadline = trio.current_time() + LAST_TIMEOUT if self.has_unread() else -math.inf
 
+    @property
+    def was_hurried(self) -> bool:
+        """Whether the connection is to end at once, since nothing had come in."""
+        return self.scope.deadline == -math.inf
+
+    def allow_last(self) -> None:
+        """Something has come in after all."""
+        self.scope = trio.CancelScope(deadline=trio.current_time() + LAST_TIMEOUT)
+
     def stop(self) -> None:
         self.is_new = False
         self.draining.idle.discard(self)
@@ -152,13 +161,29 @@ class Connection(TCPServer):
             await self.protocol.handle(Closed())
 
     async def _read_data(self) -> None:
-        with self.idle.scope:
-            data = b"more"
-            while data:
-                data = await self._receive()
-                if not self.finished:
-                    await self.protocol.handle(RawData(data))
+        late, goes_on = b"", True
+        while goes_on:
+            with self.idle.scope:
+                data, late = late, b""
+                late = await self._read_on(data)
+            # A busy worker comes here some time after the order to hurry, and a request may be in by then.
+            goes_on = self.idle.was_hurried and (late != b"" or self._has_unread())
+            if goes_on:
+                self.idle.allow_last()
         await self.protocol.handle(Closed())
+
+    async def _read_on(self, data: bytes) -> bytes:
+        """Hand on *data*, if there is any, and what comes, to its end. Gives what has come too late for the scope."""
+        if data:
+            await self.protocol.handle(RawData(data))
+        data = b"more"
+        while data:
+            data = await self._receive()
+            if data and self.idle.was_hurried:
+                return data
+            if not self.finished:
+                await self.protocol.handle(RawData(data))
+        return b""
 
     async def _receive(self) -> bytes:
         """What the client sent; nothing when it, or we, have closed."""

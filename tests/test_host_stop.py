@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +141,9 @@ async def test_silence_during_a_stop_is_not_borne_for_long() -> None:
         assert b"" == await client.read_to_the_end()
 
 
-async def test_request_that_came_just_before_a_stop_is_answered() -> None:
-    """It waits in the kernel when the order to stop is given: the server has not read it."""
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+async def test_request_that_came_about_when_a_stop_began_is_answered(after: bool) -> None:
+    """It waits in the kernel when the order to stop is given, or when that is obeyed: the server has not read it."""
 
     async def what_comes(receive: Any) -> bytes:
         """The request, and whether its client seems to have gone."""
@@ -153,8 +155,12 @@ async def test_request_that_came_just_before_a_stop_is_answered() -> None:
 
     async def view(scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/stop":
-            sock.send(GET)
-            host_worker._worker.get().terminated.set_nowait()
+            steps: list[Callable[[], object]] = [
+                partial(sock.send, GET),
+                host_worker._worker.get().terminated.set_nowait,
+            ]
+            for step in reversed(steps) if after else steps:
+                step()
         await answer(send, await what_comes(receive))
 
     async with serving(answering(view)) as port, connect(port) as client, connect(port) as idle:
