@@ -154,13 +154,18 @@ class GatewayApp(QuartTrio):
     def reload(self) -> None:
         """Read the configuration again; requests that have begun keep the one they began with.
 
-        A configuration that cannot be used is told in the log, and the one in force stays.
+        A configuration that cannot be used, or is gone, is told in the log, and the one in force stays.
         """
-        self._read = _stamps(self.gateway.config.path)
+        path = self.gateway.config.path
+        self._read = _stamps(path)
         try:
             config = self._load()
         except ConfigError as exc:
             logs.tell_problems("the configuration was not reloaded: it cannot be used", exc.source, exc.problems)
+            return
+        if config.path is None and path is not None:
+            # Defaults are in force where there never was a file; one that is gone is being replaced, or was lost.
+            log.error("the configuration was not reloaded: the file is gone", file=str(path))
             return
         logs.configure(config.gateway.log_level, config.gateway.log_format)
         waits = self.gateway.config.needs_restart(config)

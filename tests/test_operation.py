@@ -118,6 +118,20 @@ async def test_changed_file_is_read_again_and_a_bad_one_is_told(
         assert {404} == await statuses(server, model="old")
 
 
+async def test_file_that_is_gone_changes_nothing_until_it_is_back(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    async with open_server(tmp_path, make_config(entry("old", upstream.url))) as server:
+        file = tmp_path / ".picoclaw" / "config.json"
+        file.unlink()
+        server.process.send_signal(signal.SIGHUP)
+        await wait_logged(server, b"the file is gone")
+        assert str(file).encode() in server.log
+        assert {200} == await statuses(server, model="old")
+
+        write_config(tmp_path, make_config(entry("new", upstream.url)))
+        await wait_logged(server, b"configuration reloaded")
+        assert {200} == await statuses(server, model="new")
+
+
 async def test_changed_keys_beside_the_file_are_read_again(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     security = tmp_path / ".picoclaw" / ".security.yml"
     async with open_server(tmp_path, make_config(entry("m", upstream.url))) as server:
