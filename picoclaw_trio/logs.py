@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
 from typing import Any
 
 import structlog
+
+from .visible import visible
 
 LEVELS = {
     "debug": logging.DEBUG,
@@ -86,5 +88,12 @@ def _last_steps(format: str) -> list[Any]:
     plain = structlog.dev.plain_traceback
     return [
         without_meta,
+        structlog.processors.format_exc_info,
+        _make_visible,
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain),
     ]
+
+
+def _make_visible(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Whoever reads the log in a terminal is not to obey what a client wrote. JSON spells it out anyway."""
+    return {name: visible(value) if isinstance(value, str) else value for name, value in event.items()}

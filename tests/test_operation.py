@@ -343,6 +343,22 @@ async def test_line_for_people_tells_the_same(tmp_path: Path, upstream: Scripted
     assert "private word" not in line
 
 
+async def test_line_for_people_gives_their_terminal_no_orders(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    config = make_config(entry("one", upstream.url), gateway={"log_level": "info", "log_format": "console"})
+    async with open_server(tmp_path, config) as server, open_client(server.url) as client:
+        for user in ("\x1b]0;title\x07red", "\x9b31m", "\u202eecila", "two\nlines"):
+            await client.post(PATH, json=ask(user=user))
+        await wait_logged(server, b"session=", 4)
+        assert 0 == await server.stop()
+
+    log = server.log.decode()
+    assert {"session=openai:^[]0;title^Gred", "session=openai:<U+009B>31m", "session=openai:<U+202E>ecila"} < {
+        *log.split()
+    }
+    assert r"session='openai:two\nlines'" in log
+    assert all(line.isprintable() for line in log.splitlines())
+
+
 # The service manager
 
 
