@@ -29,8 +29,8 @@ class Row:
     conversation: Conversation | None
 
     def line(self) -> str:
-        """Key, model, time and, with a conversation, its length; tabs between them."""
-        columns = [self.key, self.selection.model if self.selection else "-", self._updated_at()]
+        """Key, model, time and, with a conversation, its length; tabs between them, and none in them."""
+        columns = [_spelled(self.key), _spelled(self.selection.model) if self.selection else "-", self._updated_at()]
         if self.conversation:
             columns.append(f"{self.conversation.messages} messages, {self.conversation.bytes} bytes")
         return "\t".join(columns) + "\n"
@@ -103,6 +103,11 @@ async def open_stored(config: Config) -> AsyncIterator[Stored]:
             bounds = open_memory(folder, max_sessions=api.max_sessions, session_ttl=api.session_ttl)
             memory = await stack.enter_async_context(bounds)
         yield Stored(sessions, memory)
+
+
+def _spelled(name: str) -> str:
+    """A name that clients chose, with what cannot be printed spelled as in Python, and in a shell's ``$'...'``."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in name)
 
 
 def _paragraph(said: Said) -> str:

@@ -9,11 +9,12 @@ import httpx2
 import orjson
 import trio
 from fakes import ScriptedUpstream
-from harness import ask, command, entry, make_config, make_environment, open_client, open_server
+from harness import ask, command, entry, make_config, make_environment, open_client, open_server, write_config
 from memory_stage import answer, memory_in, recalled, take_turn
 from state_disks import names
 
 from picoclaw_trio.memory import FOLDER_NAME, Said
+from picoclaw_trio.state import open_sessions
 
 PATH = "/v1/chat/completions"
 
@@ -92,6 +93,20 @@ async def test_conversations_are_told_with_the_selections(tmp_path: Path, upstre
         assert "one" == (await client.post(PATH, json=ask(user="alice"))).json()["model"]
         assert (0, "") == await picoclaw(tmp_path, "delete", "openai:bob")
         assert [] == await memory_names(folder)
+
+
+async def test_name_that_a_client_chose_gives_no_orders_and_makes_no_row(tmp_path: Path) -> None:
+    write_config(tmp_path, make_config())
+    key = "openai:\x1b]0;title\x07\x1b[31mred\nopenai:fake\tone\u202e"
+    async with open_sessions(tmp_path / ".picoclaw") as sessions:
+        await sessions.select(key, "echo").wait()
+
+    status, shown = await picoclaw(tmp_path, "list")
+    assert (0, 1) == (status, shown.count("\n"))
+    assert r"openai:\x1b]0;title\x07\x1b[31mred\nopenai:fake\tone\u202e" == shown.split("\t")[0]
+    assert (0, shown) == await picoclaw(tmp_path, "show", key)
+    assert (0, "") == await picoclaw(tmp_path, "delete", key)
+    assert (0, "") == await picoclaw(tmp_path, "list")
 
 
 async def test_conversation_whose_turn_runs_is_deleted_when_it_has_ended(tmp_path: Path) -> None:
