@@ -118,6 +118,8 @@ def add_routes(app: GatewayApp) -> None:
     async def ready(request: HttpRequest) -> HttpAnswer:
         app.gateway.admission.check_open()
         await app.gateway.sessions.check_writable()
+        if app.gateway.config.gateway.openai_api.history == "session":
+            await app.gateway.memory.check_writable()
         return HttpAnswer(200, b'{"status":"ready"}')
 
     async def show_metrics(request: HttpRequest) -> HttpAnswer:

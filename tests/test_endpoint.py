@@ -23,6 +23,7 @@ from serving import PATH, head, logged, port_of, serving, wait_until
 
 from picoclaw_trio.admission import AdmissionStatistics
 from picoclaw_trio.config import OpenAIApiConfig
+from picoclaw_trio.memory import FOLDER_NAME
 
 MEBIBYTE = 1024 * 1024
 
@@ -1196,6 +1197,17 @@ async def test_server_whose_state_cannot_be_written_is_not_ready(tmp_path: Path)
 
     check_error(answer, 503, "state_unavailable", type="server_error")
     assert str(tmp_path) not in answer.text
+
+
+@pytest.mark.parametrize(("history", "status"), [("session", 503), ("client", 200)])
+async def test_server_that_can_keep_no_conversation_is_not_ready(history: str, status: int, tmp_path: Path) -> None:
+    folder = tmp_path / ".picoclaw" / FOLDER_NAME
+    async with serve_here(tmp_path, make_config(history=history)) as server, open_client(server.url) as client:
+        assert 200 == (await client.get("/ready")).status_code
+        folder.rmdir()
+        folder.write_bytes(b"in the way")
+        assert status == (await client.get("/ready")).status_code
+        assert status == (await client.post(PATH, json=ask())).status_code
 
 
 async def test_server_that_shuts_down_is_not_ready_but_healthy(tmp_path: Path) -> None:

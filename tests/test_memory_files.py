@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import re
+import shutil
 import signal
 import tempfile
 from pathlib import Path
@@ -366,3 +367,37 @@ def test_kill_at_any_moment_loses_nothing_acknowledged(tmp_path: Path) -> None:
         assert set(acknowledged) <= set(mine)
         assert not begun or len(mine) >= int(begun.partition("-")[2])
         stored = found
+
+
+async def test_folder_that_was_removed_is_made_again_where_the_home_stands(tmp_path: Path) -> None:
+    folder = tmp_path / "home" / "memory"
+    async with memory_in(folder) as memory:
+        await take_turn(memory, "x", reply="X")
+        shutil.rmtree(folder)
+        await take_turn(memory, "y", reply="Y")
+        assert ["y", "Y"] == texts_of(await memory.show(KEY))
+        assert 0o700 == folder.stat().st_mode & 0o777
+
+        shutil.rmtree(folder.parent)
+        with pytest.raises(StateError):
+            await take_turn(memory, "z", reply="Z")
+        assert not folder.parent.exists()
+
+
+async def test_why_nothing_can_be_kept_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "memory"
+    async with memory_in(folder) as memory:
+        folder.rmdir()
+        folder.write_bytes(b"in the way")
+        for _ in range(2):
+            with pytest.raises(StateError):
+                await memory.check_writable()
+            assert not await is_stored(memory, KEY, [])
+        folder.unlink()
+        await memory.check_writable()
+        assert [] == names(folder)
+        assert await is_stored(memory, KEY, [])
+
+    (line,) = caplog.messages
+    assert "a conversation cannot be read or kept" in line
+    assert str(folder) in line

@@ -43,6 +43,7 @@ from .transcript import (
 )
 
 SUFFIX, LOCK_SUFFIX, TEMPORARY_SUFFIX = ".jsonl", ".lock", ".tmp"
+PROBE_STEM = "probe"  # no session's, all of which end with a hash
 MAX_SLUG = 40
 MAX_LIVE_BYTES = 16 << 20  # a million words; what is over goes when the next turn is stored, oldest turns first
 MIN_DEAD_BYTES = 1 << 16
@@ -111,8 +112,19 @@ class Files:
         """Take the lock, or None if another has it."""
         path = self.path(stem, LOCK_SUFFIX)
         with self.translated():
-            fd = try_lock(self.disk, path)
+            try:
+                fd = try_lock(self.disk, path)
+            except FileNotFoundError:  # someone has removed all conversations together with their folder
+                if not self.folder.parent.is_dir():
+                    raise
+                make_folders(self.disk, self.folder)
+                fd = try_lock(self.disk, path)
         return None if fd is None else SessionLock(path, fd, self.disk)
+
+    def probe(self) -> None:
+        """Find out whether a session could have its turn now. Raises StateError if not."""
+        if lock := self.lock(PROBE_STEM):
+            lock.release()
 
     def read(self, session: str, session_ttl: float | None = None) -> tuple[Transcript, Standing]:
         """Read a session's transcript; an empty one if there is none, or nobody used it for *session_ttl* seconds.

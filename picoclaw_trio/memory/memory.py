@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -83,7 +83,7 @@ class Memory:
         self._max_sessions, self._session_ttl = max_sessions, session_ttl
         self._count = self._unseen = 0
         self._sweep_at = math.inf
-        self._is_sweeping = False
+        self._is_sweeping = self._is_in_trouble = False
 
     async def open(self) -> None:
         await in_thread(self._files.open, self._threads)
@@ -107,10 +107,20 @@ class Memory:
             StateError: the session's transcript cannot be read, or not be locked.
         Cancellation: the session is free again; what was not recorded has not happened.
         """
-        async with self._leases.hold(session, wait) as lock:
-            plan, standing = await in_thread(partial(self._plan, session, said, window, only_adds), self._threads)
+        async with AsyncExitStack() as stack:
+            with self._trouble_told():
+                lock = await stack.enter_async_context(self._leases.hold(session, wait))
+                plan, standing = await in_thread(partial(self._plan, session, said, window, only_adds), self._threads)
             yield Recollection(self, session, plan, standing, lock)
         await self._sweep_if_due()
+
+    async def check_writable(self) -> None:
+        """
+        Raises:
+            StateError: no session could have its turn now.
+        """
+        with self._trouble_told():
+            await in_thread(self._files.probe, self._threads)
 
     async def sessions(self) -> tuple[Conversation, ...]:
         """All conversations, the least recently used first."""
@@ -146,13 +156,26 @@ class Memory:
             finally:
                 lock.release()  # a thread that was given up keeps the session until it has taken everything back
 
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + DISK_TIMEOUT):
-            is_new = await trio.to_thread.run_sync(write, abandon_on_cancel=True, limiter=self._threads)
-            self._count += is_new
-            self._unseen += is_new
-            return
-        if ticket.give_up():
-            raise StateError(f"the disk took longer than {DISK_TIMEOUT:g} s")
+        with self._trouble_told():
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + DISK_TIMEOUT):
+                is_new = await trio.to_thread.run_sync(write, abandon_on_cancel=True, limiter=self._threads)
+                self._count += is_new
+                self._unseen += is_new
+                self._is_in_trouble = False
+                return
+            if ticket.give_up():
+                raise StateError(f"the disk took longer than {DISK_TIMEOUT:g} s")
+
+    @contextmanager
+    def _trouble_told(self) -> Iterator[None]:
+        """Tell in the log why a conversation cannot be read or kept: once, until one is kept again."""
+        try:
+            yield
+        except StateError as exc:
+            if not self._is_in_trouble:
+                log.warning("a conversation cannot be read or kept: %s", exc.reason)
+            self._is_in_trouble = True
+            raise
 
     async def _read(self, session: str) -> Transcript:
         transcript, _ = await in_thread(partial(self._files.read, session, self._session_ttl), self._threads)
