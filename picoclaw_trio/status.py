@@ -51,7 +51,7 @@ def _get(host: str, port: int, path: str, token: str) -> tuple[int, str]:
     try:
         connection.request("GET", path, headers={"Authorization": f"Bearer {token}"} if token else {})
         response = connection.getresponse()
-        return response.status, response.read().decode()
+        return response.status, response.read().decode(errors="replace")  # it may be anybody's
     finally:
         connection.close()
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,23 @@ async def test_status_tells_whether_the_server_answers(tmp_path: Path) -> None:
     for line in ("on, 1 bearer tokens", "session", "echo", str(tmp_path)):
         assert line in before.out
     assert TOKEN not in before.out
+
+
+async def test_status_takes_whatever_else_answers_there(tmp_path: Path) -> None:
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 404 No\r\nContent-Length: 2\r\n\r\n\xff\xfe")
+        await stream.aclose()
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, answer, 0, host="127.0.0.1"))
+        port = listener.socket.getsockname()[1]
+        write_config(tmp_path, make_config(gateway={"port": port}))
+        ran = await run(tmp_path, "status")
+        nursery.cancel_scope.cancel()
+
+    assert (0, "") == (ran.status, ran.err)
+    assert f"not ready (status 404) at 127.0.0.1 port {port}" in ran.out
 
 
 # agent -m
