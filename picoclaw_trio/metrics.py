@@ -10,6 +10,7 @@ Source: https://prometheus.io/docs/practices/naming/
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import shutil
@@ -22,15 +23,18 @@ from typing import Any
 def _share_with_other_workers() -> None:
     """Let the library keep its numbers in a folder that all workers of this one's master use.
 
-    Folders of masters that are gone are removed.
+    Its name comes from what only they know, so that no other user can be there first, and no earlier master of the
+    same process id, as in a container, has left its numbers there. Folders of masters that are gone are removed.
     """
-    root, prefix = Path(tempfile.gettempdir()), f"picoclaw-metrics-{os.getuid()}-"
+    root, prefix, master = Path(tempfile.gettempdir()), f"picoclaw-metrics-{os.getuid()}-", str(os.getppid())
+    shared = hashlib.sha256(multiprocessing.current_process().authkey).hexdigest()[:32]
+    own = root / f"{prefix}{master}-{shared}"
     for folder in root.glob(f"{prefix}*"):
-        if not Path("/proc", folder.name.removeprefix(prefix)).exists():
+        process_id = folder.name.removeprefix(prefix).partition("-")[0]
+        if folder != own and (process_id == master or not Path("/proc", process_id).exists()):
             shutil.rmtree(folder, ignore_errors=True)
-    folder = root / f"{prefix}{os.getppid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+    own.mkdir(mode=0o700, exist_ok=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(own)
 
 
 if multiprocessing.parent_process() is not None:

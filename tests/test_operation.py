@@ -20,6 +20,7 @@ from harness import (
     Kind,
     Server,
     ask,
+    command,
     entry,
     make_config,
     open_client,
@@ -260,6 +261,23 @@ async def test_metrics_tell_of_all_workers(
     assert 20 * 11 == number(text, 'picoclaw_tokens_total{kind="prompt",model="one"}')
     assert 20 * 7 == number(text, 'picoclaw_tokens_total{kind="completion",model="one"}')
     assert 0 == number(text, "picoclaw_turns_running")
+
+
+async def test_numbers_of_an_earlier_master_of_the_same_process_id_are_gone(tmp_path: Path) -> None:
+    """As in a container, whose first process always has the same id; or put there by someone else."""
+    old = f"{tmp_path}/picoclaw-metrics-{os.getuid()}-$$"
+    prepare = f'mkdir {old} && echo garbled > {old}/gauge_livesum_1.db && exec "$@"'
+    words = ["sh", "-c", prepare, "sh", *command("hypercorn", "--workers", "2")]
+    async with open_process(tmp_path, make_config(), words, TMPDIR=str(tmp_path)) as server:
+        await wait_logged(server, b"unning on", 2)
+        assert {200} == await statuses(server)
+        async with open_client(server.url) as client:
+            answer = await client.get("/metrics")
+        (folder,) = tmp_path.glob("picoclaw-metrics-*")  # noqa: ASYNC240  # a name or two
+        assert 0o700 == folder.stat().st_mode & 0o777
+
+    assert 200 == answer.status_code
+    assert 8 == number(answer.text, 'picoclaw_requests_total{status="200"}')
 
 
 @pytest.mark.parametrize(("kind", "arguments"), [("gateway", ()), ("hypercorn", ("--workers", "2"))])
