@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -57,6 +58,21 @@ def test_command_line_has_the_surroundings_of_the_service() -> None:
     for option, key in (("--uid", "User"), ("--gid", "Group"), ("--property=EnvironmentFile", "EnvironmentFile")):
         assert f"{option}={values(key)[0]} " in wrapper
     assert f"--property=UMask={values('UMask')[0]} {values('ExecStart')[0].removesuffix(' gateway')} " in wrapper
+
+
+async def test_command_line_gets_each_word_as_it_was_typed(tmp_path: Path) -> None:
+    """The service manager, of which this stands for the part that counts here, replaces variables in each word."""
+    manager = tmp_path / "systemd-run"
+    manager.write_text('#!/bin/sh\nfor word do printf "%s\\0" "$word"; done\n')
+    manager.chmod(0o755)
+    words = ["agent", "-m", "$HOME, ${KEY}, $$ and 'two'\n  lines\n", "", "$$", "-s", "ü*"]
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    result = await trio.run_process(["sh", DEPLOY / "picoclaw", *words], capture_stdout=True, env=environment)
+
+    got = result.stdout.decode().split("\0")[:-1]
+    assert values("ExecStart")[0].removesuffix(" gateway") == got[-len(words) - 1]
+    assert words == [word.replace("$$", "$") for word in got[-len(words) :]]
+    assert not re.search(r"(?<!\$)(\$\$)*\$(?!\$)", "\0".join(got))
 
 
 async def test_configuration_to_begin_with_serves(tmp_path: Path) -> None:
