@@ -52,6 +52,7 @@ class GatewayApp(QuartTrio):
     asgi_http_class = Connection
     gateway: Gateway
     turns: trio.Nursery
+    _at_start: Config  # what takes effect at a restart only is still as it was then
     has_failed: bool = False  # it stopped because of a bug, and should be started again
 
     def __init__(self, open_gateway: OpenGateway, load: LoadConfig = load_config) -> None:
@@ -82,6 +83,7 @@ class GatewayApp(QuartTrio):
     async def _run_gateway(self, task_status: trio.TaskStatus[None]) -> None:
         try:
             async with self._open_gateway() as self.gateway:
+                self._at_start = self.gateway.config
                 await self._run_chores(task_status)
         finally:
             metrics.forget_this_process()
@@ -102,7 +104,7 @@ class GatewayApp(QuartTrio):
             # A bug. Hypercorn would serve on, with nobody left to sweep, to reload, or to end turns at a stop.
             log.exception("a task of the server has failed, so it stops")
             self.has_failed = True
-            self.cut_turns(trio.current_time() + self.gateway.config.gateway.grace)
+            self.cut_turns(trio.current_time() + self._at_start.gateway.grace)
             host_worker.stop_worker()
 
     async def _run_turns(self, task_status: trio.TaskStatus[None]) -> None:
@@ -112,7 +114,7 @@ class GatewayApp(QuartTrio):
             async with trio.open_nursery() as self.turns:
                 task_status.started()
                 await self._draining.wait()
-                self.cut_turns(trio.current_time() + self.gateway.config.gateway.grace)
+                self.cut_turns(trio.current_time() + self._at_start.gateway.grace)
         finally:
             host_worker.release()
         await self._stop.wait()
@@ -168,7 +170,7 @@ class GatewayApp(QuartTrio):
             log.error("the configuration was not reloaded: the file is gone", file=str(path))
             return
         logs.configure(config.gateway.log_level, config.gateway.log_format)
-        waits = self.gateway.config.needs_restart(config)
+        waits = self._at_start.needs_restart(config)
         self.gateway = self.gateway.with_config(config)
         host.mend(write_timeout=config.gateway.openai_api.write_timeout)
         log.warning("configuration reloaded", models=list(config.aliases), needs_restart=waits)

@@ -133,6 +133,28 @@ async def test_file_that_is_gone_changes_nothing_until_it_is_back(tmp_path: Path
         assert {200} == await statuses(server, model="new")
 
 
+async def test_what_needs_a_restart_stays_as_it_was_and_is_told_each_time(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    upstream.scripts = [hangs]
+    config = make_config(entry("m", upstream.url), gateway={"grace": 0.5})
+    async with open_server(tmp_path, config) as server, open_client(server.url) as client:
+        config["gateway"]["grace"] = 60
+        write_config(tmp_path, config)
+        for number in (1, 2):
+            server.process.send_signal(signal.SIGHUP)
+            await wait_logged(server, b"needs_restart=['gateway.grace']", number)
+        async with trio.open_nursery() as nursery:
+
+            async def post() -> None:
+                answer = await client.post(PATH, json=ask())
+                assert (503, "shutting_down") == (answer.status_code, answer.json()["error"]["code"])
+
+            nursery.start_soon(post)
+            await upstream.wait_asked(1)
+            assert 0 == await server.stop()
+
+
 async def test_changed_keys_beside_the_file_are_read_again(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     security = tmp_path / ".picoclaw" / ".security.yml"
     async with open_server(tmp_path, make_config(entry("m", upstream.url))) as server:
