@@ -10,11 +10,13 @@ Source: https://prometheus.io/docs/practices/naming/
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import multiprocessing
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,17 +26,30 @@ def _share_with_other_workers() -> None:
     """Let the library keep its numbers in a folder that all workers of this one's master use.
 
     Its name comes from what only they know, so that no other user can be there first, and no earlier master of the
-    same process id, as in a container, has left its numbers there. Folders of masters that are gone are removed.
+    same process id, as in a container, has left its numbers there. Folders of masters that are gone are removed; those
+    in use are locked, which also keeps systemd-tmpfiles from taking them away when they are old.
     """
-    root, prefix, master = Path(tempfile.gettempdir()), f"picoclaw-metrics-{os.getuid()}-", str(os.getppid())
+    root, prefix, master = Path(tempfile.gettempdir()), f"picoclaw-workers-{os.getuid()}-", str(os.getppid())
     shared = hashlib.sha256(multiprocessing.current_process().authkey).hexdigest()[:32]
     own = root / f"{prefix}{master}-{shared}"
+    own.mkdir(mode=0o700, exist_ok=True)
+    fcntl.flock(os.open(own, os.O_RDONLY | os.O_DIRECTORY), fcntl.LOCK_SH)  # as long as the process
     for folder in root.glob(f"{prefix}*"):
         process_id = folder.name.removeprefix(prefix).partition("-")[0]
         if folder != own and (process_id == master or not Path("/proc", process_id).exists()):
-            shutil.rmtree(folder, ignore_errors=True)
-    own.mkdir(mode=0o700, exist_ok=True)
+            _remove_unlocked(folder)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(own)
+
+
+def _remove_unlocked(folder: Path) -> None:
+    """Remove *folder*, unless it is in use, by a process of another container perhaps, or is no folder of ours."""
+    with suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+        finally:
+            os.close(fd)
 
 
 if multiprocessing.parent_process() is not None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import signal
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -285,9 +288,18 @@ async def test_metrics_tell_of_all_workers(
     assert 0 == number(text, "picoclaw_turns_running")
 
 
+@contextmanager
+def open_folder(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 async def test_numbers_of_an_earlier_master_of_the_same_process_id_are_gone(tmp_path: Path) -> None:
     """As in a container, whose first process always has the same id; or put there by someone else."""
-    old = f"{tmp_path}/picoclaw-metrics-{os.getuid()}-$$"
+    old = f"{tmp_path}/picoclaw-workers-{os.getuid()}-$$"
     prepare = f'mkdir {old} && echo garbled > {old}/gauge_livesum_1.db && exec "$@"'
     words = ["sh", "-c", prepare, "sh", *command("hypercorn", "--workers", "2")]
     async with open_process(tmp_path, make_config(), words, TMPDIR=str(tmp_path)) as server:
@@ -295,8 +307,11 @@ async def test_numbers_of_an_earlier_master_of_the_same_process_id_are_gone(tmp_
         assert {200} == await statuses(server)
         async with open_client(server.url) as client:
             answer = await client.get("/metrics")
-        (folder,) = tmp_path.glob("picoclaw-metrics-*")  # noqa: ASYNC240  # a name or two
+        (folder,) = tmp_path.glob("picoclaw-workers-*")  # noqa: ASYNC240  # a name or two
         assert 0o700 == folder.stat().st_mode & 0o777
+        # Whoever takes away what is old, as systemd-tmpfiles does, asks for this lock first.
+        with open_folder(folder) as fd, pytest.raises(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     assert 200 == answer.status_code
     assert 8 == number(answer.text, 'picoclaw_requests_total{status="200"}')
