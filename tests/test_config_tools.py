@@ -96,6 +96,33 @@ def test_secrets_of_mcp_servers_do_not_show(tmp_path: Path) -> None:
     assert "hidden" == config.tools.mcp.servers["s"].headers["Authorization"].reveal()
 
 
+@pytest.mark.parametrize(
+    ("value", "sent"), [("Bearer a", "Bearer a"), ("a", "a"), ("", ""), ("file:header", "Bearer b")]
+)
+def test_header_of_an_mcp_server_may_have_spaces_within(value: str, sent: str, tmp_path: Path) -> None:
+    (tmp_path / "header").write_text("Bearer b\n")
+    servers = {"s": {"url": "http://h", "headers": {"Authorization": value}}}
+    assert sent == load(tmp_path, mcp={"servers": servers}).tools.mcp.servers["s"].headers["Authorization"].reveal()
+
+
+@pytest.mark.parametrize("value", [" a", "a\r\nX: b", "ä"])
+def test_header_of_an_mcp_server_that_http_cannot_carry_is_refused(value: str, tmp_path: Path) -> None:
+    servers = {"s": {"url": "http://h", "headers": {"X-Key": value}}}
+    message = "must be printable ASCII without spaces around it"
+    assert [("mcp.servers.s.headers.X-Key", message)] == problems(tmp_path, mcp={"servers": servers})
+
+
+@pytest.mark.parametrize("value", ["", "two words", "Größe\nund mehr"])
+def test_variable_of_an_mcp_server_may_hold_any_text(value: str, tmp_path: Path) -> None:
+    servers = {"s": {"command": "x", "env": {"SETTING": value}}}
+    assert value == load(tmp_path, mcp={"servers": servers}).tools.mcp.servers["s"].env["SETTING"].reveal()
+
+
+def test_variable_that_no_process_can_have_is_refused(tmp_path: Path) -> None:
+    servers = {"s": {"command": "x", "env": {"SETTING": "a\0b"}}}
+    assert [("mcp.servers.s.env.SETTING", "must not have a NUL")] == problems(tmp_path, mcp={"servers": servers})
+
+
 @pytest.mark.parametrize("program", ["bin/ls", "./ls", "../ls", "", " ls"])
 def test_a_program_is_a_name_or_a_full_path(program: str, tmp_path: Path) -> None:
     assert ["exec.programs[0]"] == [place for place, _ in problems(tmp_path, exec={"programs": [program]})]

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from .secret import Secret
 from .strict import quoted, wrong
 
 Check = Callable[[Any], Any]
@@ -49,6 +50,16 @@ def one_of(*choices: str) -> Check:
 def matches(pattern: str, message: str) -> Check:
     compiled = re.compile(pattern)
     return satisfies(lambda text: compiled.fullmatch(text) is not None, message)
+
+
+def hides(check: Check) -> Check:
+    """*check* for the text of a secret."""
+
+    def check_hidden(secret: Secret) -> Secret:
+        check(secret.reveal())
+        return secret
+
+    return check_hidden
 
 
 HOST_NAME = re.compile(r"(?!-)(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
@@ -136,9 +147,18 @@ SessionHeader = Annotated[
     HeaderName,
     satisfies(lambda name: name.lower() not in SECRET_HEADERS, "bears a secret, and names of sessions are logged"),
 ]
-HeaderValue = Annotated[
-    str, matches(r"([\x21-\x7e]([\x20-\x7e\t]*[\x21-\x7e])?)?", "must be printable ASCII without spaces around it")
+HEADER_VALUE = matches(
+    r"([\x21-\x7e]([\x20-\x7e\t]*[\x21-\x7e])?)?", "must be printable ASCII without spaces around it"
+)
+HeaderValue = Annotated[str, HEADER_VALUE]
+# A key stands behind a word in a header.
+Key = Annotated[
+    Secret,
+    hides(matches(r"(?s:.+)", "is empty")),
+    hides(matches(r"[\x21-\x7e]+", "must be printable ASCII without spaces")),
 ]
+HiddenHeaderValue = Annotated[Secret, hides(HEADER_VALUE)]
+HiddenText = Annotated[Secret, hides(matches(r"[^\0]*", "must not have a NUL"))]
 Hosts = Annotated[
     str, satisfies(lambda text: all(map(is_host, hosts_of(text))), "must be a host, or several with commas between")
 ]

@@ -16,6 +16,7 @@ from .checks import (
     FieldName,
     HeaderName,
     HeaderValue,
+    Key,
     ModelId,
     Name,
     ProxyUrl,
@@ -63,8 +64,8 @@ class ModelEntry(UpstreamOptions):
     model: ModelId
     provider: Name | None = None
     api_base: str | None = attrs.field(default=None, repr=False)
-    api_key: Secret | None = None
-    api_keys: tuple[Secret, ...] = ()
+    api_key: Key | None = None
+    api_keys: tuple[Key, ...] = ()
 
 
 @attrs.frozen

@@ -88,7 +88,7 @@ def read_secret(text: str, folder: Path, environ: Mapping[str, str]) -> Secret:
         folder: where a relative path begins.
 
     Raises:
-        Wrong: there is none, or it could not stand in a header.
+        Wrong: there is none.
     """
     if text.startswith("enc://"):
         raise wrong("is encrypted by PicoClaw, and only PicoClaw can read it; give it as env:NAME or file:PATH")
@@ -97,8 +97,6 @@ def read_secret(text: str, folder: Path, environ: Mapping[str, str]) -> Secret:
     elif text.startswith("file:"):
         path = text.removeprefix("file:").removeprefix("//")
         text = _secret_of_file(folder / expand(path, environ), folder)
-    if not re.fullmatch(r"[\x21-\x7e]+", text):
-        raise wrong("must be printable ASCII without spaces" if text else "is empty")
     return Secret(text)
 
 

@@ -15,8 +15,7 @@ from typing import Annotated, Literal
 
 import attrs
 
-from .checks import Count, HeaderName, Name, Seconds, check_url, matches, satisfies
-from .secret import Secret
+from .checks import Count, HeaderName, HiddenHeaderValue, HiddenText, Name, Seconds, check_url, matches, satisfies
 from .strict import did_you_mean, quoted, wrong
 
 Door = Literal["http", "terminal"]
@@ -128,10 +127,10 @@ class McpServerConfig:
     type: Literal["stdio", "http", "streamable-http", "sse"] | None = None
     command: str | None = None
     args: tuple[str, ...] = ()
-    env: Mapping[Variable, Secret] = MappingProxyType({})
+    env: Mapping[Variable, HiddenText] = MappingProxyType({})
     env_file: str | None = None
     url: ServerUrl | None = attrs.field(default=None, repr=False)
-    headers: Mapping[HeaderName, Secret] = MappingProxyType({})
+    headers: Mapping[HeaderName, HiddenHeaderValue] = MappingProxyType({})
     timeout: Seconds = 60.0
 
 

@@ -17,6 +17,7 @@ import attrs
 from .checks import (
     Count,
     Hosts,
+    Key,
     LogLevel,
     Name,
     Origin,
@@ -27,7 +28,6 @@ from .checks import (
     zero_means,
 )
 from .models import ModelConfig, ModelEntry
-from .secret import Secret
 from .tools import ToolsConfig
 
 # PicoClaw's: four times its own default of max_tokens.
@@ -153,7 +153,7 @@ class OpenAIApiConfig:
     """
 
     enabled: bool = False
-    bearer_tokens: tuple[Secret, ...] = ()
+    bearer_tokens: tuple[Key, ...] = ()
     model_scope: Literal["global", "session"] = "global"
     streaming: bool = False
     max_body_bytes: Count = 20 * 1024 * 1024
