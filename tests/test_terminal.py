@@ -722,6 +722,26 @@ async def test_no_tools_are_told(tmp_path: Path, upstream: ScriptedUpstream) -> 
     assert "System prompt: none." in ran.out
 
 
+@pytest.mark.parametrize(
+    ("allowed", "kept_to", "why"),
+    [
+        ("read_file", "write_file", "None: AGENT.md keeps to tools that tools.allow.terminal does not permit."),
+        ("mcp_notes_*", "mcp_notes_*", "None: of what tools.allow.terminal permits nothing is there now."),
+    ],
+)
+async def test_it_is_told_who_leaves_no_tools(
+    allowed: str, kept_to: str, why: str, tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    prepare(tmp_path, upstream, tools={"allow": {"terminal": [allowed]}})
+    (tmp_path / ".picoclaw" / "workspace").mkdir()
+    (tmp_path / ".picoclaw" / "workspace" / "AGENT.md").write_text(f"---\ntools: ['{kept_to}']\n---\n")
+
+    ran = await run(tmp_path, "agent", typed="/tools\n/context\n")
+
+    assert why == ran.out.splitlines()[0]
+    assert f"Tools: n{why[1:]}" == ran.out.splitlines()[-1]
+
+
 async def test_terminal_works_beside_a_server_on_the_same_session(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     prepare(tmp_path, upstream)
     async with open_server(tmp_path, None) as server, open_client(server.url) as client:

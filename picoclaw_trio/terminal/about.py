@@ -20,7 +20,9 @@ from ..visible import one_line
 from .talk import PREFIX, Talk
 
 MAX_LISTED = 50
-NO_TOOLS = "None: tools.allow.terminal in the configuration permits none."
+NONE_PERMITTED = "None: tools.allow.terminal in the configuration permits none."
+NONE_LEFT = "None: AGENT.md keeps to tools that tools.allow.terminal does not permit."
+NONE_THERE = "None: of what tools.allow.terminal permits nothing is there now."
 
 
 def session_line(talk: Talk) -> str | None:
@@ -50,7 +52,8 @@ def describe_context(talk: Talk) -> str:
     kept = talk.kept()
     prompt, box, defaults = talk.look(_surroundings)
     size = sum(estimate_tokens(said.message) for said in kept)
-    return "\n".join(_context_lines(talk.session, kept, size, prompt, box, defaults))
+    tools = _tools_line(box) if box else _lower_first(talk.look(_why_no_tools))
+    return "\n".join([*_context_lines(talk.session, kept, size, prompt, defaults), f"Tools: {tools}"])
 
 
 def _surroundings(gateway: Gateway) -> tuple[str | None, ToolBox | None, AgentDefaults]:
@@ -58,8 +61,22 @@ def _surroundings(gateway: Gateway) -> tuple[str | None, ToolBox | None, AgentDe
     return identity.prompt, gateway.tools.box("terminal", identity.tools), gateway.config.agents.defaults
 
 
+def _why_no_tools(gateway: Gateway) -> str:
+    if not gateway.tools.offers("terminal"):
+        return NONE_PERMITTED
+    return NONE_LEFT if gateway.tools.box("terminal") else NONE_THERE
+
+
+def _tools_line(box: ToolBox) -> str:
+    return f"{', '.join(sorted(box.tools))}; {_tokens(_size(orjson.dumps(box.schemas()).decode()))}."
+
+
+def _lower_first(text: str) -> str:
+    return f"{text[0].lower()}{text[1:]}"
+
+
 def _context_lines(
-    session: str, kept: Sequence[Said], size: int, prompt: str | None, box: ToolBox | None, defaults: AgentDefaults
+    session: str, kept: Sequence[Said], size: int, prompt: str | None, defaults: AgentDefaults
 ) -> Iterator[str]:
     seen = sum(not said.internal for said in kept)
     yield f"Session {session}: {_messages(seen)}, {_tokens(size)} of a window of {defaults.window:,}."
@@ -67,10 +84,6 @@ def _context_lines(
     if size > room_for_conversation(defaults.window, defaults.max_tokens or 0, steering):
         yield "It has outgrown the window: its oldest turns are kept, but no longer sent."
     yield f"System prompt: {_tokens(_size(prompt)) if prompt else 'none'}."
-    if box is None:
-        yield f"Tools: {NO_TOOLS[0].lower()}{NO_TOOLS[1:]}"
-    else:
-        yield f"Tools: {', '.join(sorted(box.tools))}; {_tokens(_size(orjson.dumps(box.schemas()).decode()))}."
 
 
 def describe_tools(talk: Talk) -> str:
@@ -81,7 +94,7 @@ def describe_tools(talk: Talk) -> str:
     width = max(map(len, tools), default=0)
     lines = [f"{name:{width}}  {_first_line(tools[name].description)}" for name in sorted(tools)]
     lines += [f"MCP server {name}: {state}" for name, state in servers.items() if state != "running"]
-    return "\n".join(lines) or NO_TOOLS
+    return "\n".join(lines) or talk.look(_why_no_tools)
 
 
 def _first_line(text: str) -> str:
