@@ -41,7 +41,8 @@ class StepLimitError(GatewayError):
         super().__init__(
             502,
             "server_error",
-            f"The agent did not come to an answer within {max_steps} steps (agents.defaults.max_tool_iterations).",
+            f"The agent did not come to an answer within {max_steps} steps"
+            " (agents.defaults.max_tool_iterations, or maxTurns in AGENT.md where it is less).",
             code="too_many_steps",
             headers={"x-should-retry": "false"},
         )

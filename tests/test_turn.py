@@ -194,6 +194,7 @@ def test_the_last_step_permitted_may_answer_but_not_call(max_steps: int) -> None
     assert (502, "too_many_steps") == (caught.value.status, caught.value.code)
     assert {"x-should-retry": "false"} == caught.value.headers
     assert f"within {max_steps} steps" in caught.value.message
+    assert "agents.defaults.max_tool_iterations, or maxTurns in AGENT.md" in caught.value.message
 
 
 def test_the_last_step_permitted_answers() -> None:
