@@ -78,7 +78,11 @@ class Gateway:
 def default_alias(config: Config, workspace: Workspace) -> str | None:
     """What answers where neither request nor session names a model: the agent's own file has the first word."""
     own = workspace.identity().model
-    return own if own is not None and own in config.aliases else config.default_alias
+    if own is not None and own in config.aliases:
+        return own
+    if own is not None:
+        workspace.remark("model is no model_name of model_list, and is passed over")
+    return config.default_alias
 
 
 def open_stored_sessions(config: Config) -> AbstractAsyncContextManager[Sessions]:

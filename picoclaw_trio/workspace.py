@@ -81,6 +81,7 @@ class Workspace:
     _settles_at: float | None = attrs.field(default=0.0, init=False)  # None: settled
     _is_bare: bool = attrs.field(default=False, init=False)
     _told: tuple[str, ...] = attrs.field(default=(), init=False)
+    _remarks: set[str] = attrs.field(factory=set, init=False)  # of others, on the identity of this moment
     _day: date = attrs.field(default=date.min, init=False)
     _notes: tuple[tuple[str, str], ...] = attrs.field(default=(), init=False)
 
@@ -100,8 +101,16 @@ class Workspace:
             self._settles_at = None
             self._is_bare = [*seen] == [os.fspath(self.folder)] and _is_empty(self.folder)
         identity = self._read(seen)
-        self._identity = self._identity if identity == self._identity else identity
+        if identity != self._identity:
+            self._identity = identity
+            self._remarks.clear()
         return self._identity
+
+    def remark(self, line: str) -> None:
+        """Warn of what cannot be done as ``AGENT.md`` says, once for each identity."""
+        if line not in self._remarks:
+            self._remarks.add(line)
+            log.warning("%s/AGENT.md: %s", self.folder, line)
 
     def _look(self) -> dict[str, Stamp]:
         folder = os.fspath(self.folder)

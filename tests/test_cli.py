@@ -105,6 +105,18 @@ async def test_models_are_listed_and_the_default_is_marked(tmp_path: Path) -> No
     assert "secret" not in ran.out
 
 
+async def test_model_of_agent_md_that_is_not_configured_is_told(tmp_path: Path) -> None:
+    write_config(tmp_path, make_config({"model_name": "one", "model": "echo/echo"}))
+    workspace = tmp_path / ".picoclaw" / "workspace"
+    workspace.mkdir()
+    (workspace / "AGENT.md").write_text("---\nmodel: two\n---\n")
+
+    ran = await run(tmp_path, "models")
+
+    assert (0, "* one") == (ran.status, ran.out.partition("\t")[0])
+    assert f"{workspace}/AGENT.md: model is no model_name of model_list, and is passed over\n" == ran.err
+
+
 BROKEN = {
     "gateway": {"host": "127.0.0.1", "port": "18790", "openai_api": {"enabled": "true", "tokens": ["sk-secret-1"]}},
     "model_list": [{"model_name": "one", "model": "openai/gpt-x", "api_key": "sk-secret-2", "api_base": "nowhere"}],

@@ -126,6 +126,17 @@ def test_wrong_front_matter_is_told_once_and_the_body_counts(
     assert [] == warnings(caplog)
 
 
+def test_remark_is_told_once_for_each_identity(
+    workspace: Workspace, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for model in ("one", "two"):
+        put(workspace, AGENT=f"---\nmodel: {model}\n---\n")
+        for _ in range(3):
+            clock.settle(workspace)
+            workspace.remark("model is unknown")
+        assert [f"{workspace.folder}/AGENT.md: model is unknown"] == warnings(caplog)
+
+
 def test_byte_order_mark_and_line_ends_of_windows_do_not_matter(workspace: Workspace) -> None:
     put(workspace, AGENT=b"\xef\xbb\xbf---\r\nname: Pico\r\n---\r\nOne.\r\nTwo.\r\n")
 
