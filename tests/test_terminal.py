@@ -19,6 +19,8 @@ from harness import ask, command, entry, make_config, make_environment, open_cli
 from serving import PATH, wait_until
 
 XTERM = {"TERM": "xterm-256color", "NO_COLOR": ""}
+# What a program says to a terminal that is, or is no more, to put the next two around what is pasted.
+MARK_PASTES, LEAVE_PASTES = "\x1b[?2004h", "\x1b[?2004l"
 PASTE, PASTED = "\x1b[200~", "\x1b[201~"
 UP = "\x1b[A"
 
@@ -351,6 +353,31 @@ async def test_keys_typed_during_a_turn_wait_for_the_prompt(tmp_path: Path, upst
         await terminal.see("Again!")
         await leave(terminal)
     assert ["first", "second"] == questions(upstream)
+
+
+async def test_paste_during_a_turn_waits_for_the_prompt_as_one_question(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    go_on = trio.Event()
+
+    async def waits(exchange: Exchange) -> None:
+        await go_on.wait()
+        await says("Hello!")(exchange)
+
+    prepare(tmp_path, upstream, waits, says("Again!"))
+    async with at_terminal(tmp_path, "agent", **XTERM) as terminal:
+        await terminal.see("> ")
+        await terminal.type("first\r")
+        await upstream.wait_asked()
+        await terminal.see(LEAVE_PASTES)
+        await terminal.see(MARK_PASTES)
+        await terminal.type(f"{PASTE}one\rtwo\r{PASTED}")
+        go_on.set()
+        await terminal.see("two")
+        await terminal.type("three\r")
+        await terminal.see("Again!")
+        await leave(terminal)
+    assert ["first", "one\ntwo\nthree"] == questions(upstream)
 
 
 async def test_ctrl_c_ends_a_single_question(tmp_path: Path, upstream: ScriptedUpstream) -> None:

@@ -19,6 +19,9 @@ import attrs
 
 from .history import HistoryFile
 
+# The terminal puts marks around what is pasted, or does so no more.
+MARK_PASTES, LEAVE_PASTES = "\x1b[?2004h", "\x1b[?2004l"
+
 Complete = Callable[[str, str], list[str]]
 
 
@@ -89,7 +92,7 @@ class ReadlineEditor(PlainEditor):
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        with _modes_kept() as modes:
+        with _modes_kept() as modes, _pastes_marked() if self.pastes_whole else nullcontext():
             modes[3] &= ~termios.ECHO
             termios.tcsetattr(sys.stdin, termios.TCSANOW, modes)
             yield
@@ -164,6 +167,17 @@ def terminal_kept() -> Iterator[None]:
     """Give the terminal back as it was, whatever happens within."""
     with _modes_kept():
         yield
+
+
+@contextmanager
+def _pastes_marked() -> Iterator[None]:
+    """Readline has pastes marked while it reads; what is pasted meanwhile is to be one piece for it too."""
+    print(MARK_PASTES, end="", flush=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it is gone
+            print(LEAVE_PASTES, end="", flush=True)
 
 
 @contextmanager
