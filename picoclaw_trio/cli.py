@@ -249,16 +249,10 @@ def _failures_told() -> Iterator[None]:
     except GatewayError as exc:
         from .visible import visible
 
-        message = f"{exc.message}{_reason(exc)}"  # it may hold an upstream's own words
+        message = exc.told_here  # it may hold an upstream's own words
         raise click.ClickException(visible(message) if sys.stderr.isatty() else message) from exc
     except BrokenPipeError:
         raise  # whoever read our output has had enough of it; click ends quietly
     except OSError as exc:
         where = f"{exc.filename}: " if exc.filename else ""
         raise click.ClickException(f"{where}{exc.strerror or exc}") from exc
-
-
-def _reason(error: Exception) -> str:
-    from .errors import UpstreamError
-
-    return f" ({error.detail})" if isinstance(error, UpstreamError) and error.detail else ""

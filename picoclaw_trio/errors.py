@@ -50,6 +50,11 @@ class GatewayError(Exception):
         self.code = code
         self.headers = headers
 
+    @property
+    def told_here(self) -> str:
+        """What is wrong, for whoever runs the gateway; it may hold hosts and another's words."""
+        return self.message
+
 
 class RequestError(GatewayError):
     """The client asked for something that we refuse; asking again unchanged cannot help."""
@@ -90,7 +95,7 @@ class BusyError(GatewayError):
 class StateError(GatewayError):
     """The state file could not be written, and nothing has changed, in memory or on disk.
 
-    ``reason`` is for the log: it may name paths.
+    ``reason`` is for the log and the terminal: it may name paths.
     """
 
     def __init__(self, reason: str) -> None:
@@ -101,6 +106,10 @@ class StateError(GatewayError):
             code="state_unavailable",
         )
         self.reason = reason
+
+    @property
+    def told_here(self) -> str:
+        return f"{self.message} ({self.reason})"
 
 
 class SessionBusyError(GatewayError):
@@ -162,7 +171,7 @@ class UpstreamError(GatewayError):
 
     Attributes:
         kind: a key of ``UPSTREAM_FAILURES``; decides what is tried next and what the client gets.
-        detail: for the log alone: what the upstream said, or the operating system did.
+        detail: for the log and the terminal: what the upstream said, or the operating system did.
         retry_after: seconds that the upstream asked us to wait, or None.
         spoken: a piece of the reply had been given to the client before.
     """
@@ -194,6 +203,10 @@ class UpstreamError(GatewayError):
             error.param = param
             error.code = code or error.code
         return error
+
+    @property
+    def told_here(self) -> str:
+        return f"{self.message} ({self.detail})" if self.detail and self.message not in self.detail else self.message
 
     def hide(self, secrets: Iterable[str]) -> None:
         """Put ``***`` in the place of each of *secrets* that the upstream has said."""

@@ -292,7 +292,7 @@ async def test_agent_refuses_a_model_that_is_not_configured(tmp_path: Path, upst
 @pytest.mark.parametrize(
     ("script", "told"),
     [
-        (answers(400, error_body("Too long.")), "Too long."),
+        (answers(400, error_body("Too long.")), "Error: Too long.\n"),
         (cuts, "cut the connection"),
     ],
 )
@@ -406,13 +406,14 @@ async def test_slash_commands_are_carried_out_and_not_said_to_the_model(
 
 
 async def test_conversation_goes_on_after_a_failure(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    upstream.scripts = [answers(401, {}), says("Hello!")]
+    upstream.scripts = [answers(401, error_body("No such key.")), says("Hello!")]
     write_config(tmp_path, two_models(upstream))
 
     ran = await run(tmp_path, "agent", typed="first\nsecond\n")
 
     assert (0, "Hello!\n") == (ran.status, ran.out)
-    assert "error: The model's server refused" in ran.err
+    refused = "error: The model's server refused the gateway's credentials."
+    assert f"{refused} (status 401: No such key.)\n" in ran.err
     assert [["first"], ["second"]] == [
         [message["content"] for message in asked.body["messages"]] for asked in upstream.asked
     ]

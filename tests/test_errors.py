@@ -247,3 +247,24 @@ def test_a_configuration_error_lists_every_problem_with_its_address() -> None:
 def test_the_headers_of_one_error_cannot_change_those_of_the_next() -> None:
     with pytest.raises(TypeError):
         UpstreamError("auth").headers["x"] = "y"  # type: ignore[index]  # a read-only mapping
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            UpstreamError("auth", detail="status 401: No."),
+            "server refused the gateway's credentials. (status 401: No.)",
+        ),
+        (UpstreamError("lost"), "cut the connection before its answer was whole."),
+        (StateError("/x: the disk is full"), "so the request was not carried out. (/x: the disk is full)"),
+    ],
+)
+def test_whoever_runs_the_gateway_is_told_the_reason_and_a_client_is_not(error: GatewayError, told: str) -> None:
+    assert error.told_here.endswith(told)
+    assert error.told_here.startswith(error.message)
+
+
+def test_words_of_an_upstream_are_not_told_twice() -> None:
+    error = UpstreamError.from_status(400, message="Too long.", param=None, code=None, retry_after=None)
+    assert "Too long." == error.told_here

@@ -158,7 +158,7 @@ class Conversation:
                 else:
                     self.talk.ask(text)
             except GatewayError as exc:
-                self.talk.screen.error(exc.message)
+                self.talk.screen.error(exc.told_here)
             except KeyboardInterrupt:
                 self.talk.screen.note("(cancelled)")
 
