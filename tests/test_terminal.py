@@ -380,6 +380,23 @@ async def test_paste_during_a_turn_waits_for_the_prompt_as_one_question(
     assert ["first", "one\ntwo\nthree"] == questions(upstream)
 
 
+async def test_line_is_begun_again_after_a_stop(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """No shell is there to bring the program back, so the system lets it go on at once."""
+    prepare(tmp_path, upstream)
+    async with at_terminal(tmp_path, "agent", **XTERM) as terminal:
+        before = terminal.modes()
+        await terminal.see("> ")
+        await terminal.type("half a quest")
+        await terminal.see("half a quest")
+        await terminal.type("\x1a")
+        await terminal.see("> half a quest")
+        await terminal.type("ion\r")
+        await terminal.see("Hello!")
+        await leave(terminal)
+        assert before == terminal.modes()
+    assert ["half a question"] == questions(upstream)
+
+
 async def test_ctrl_c_ends_a_single_question(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     prepare(tmp_path, upstream, hangs)
     async with at_terminal(tmp_path, "agent", "-m", "first") as terminal:

@@ -8,11 +8,13 @@ Editing rule: nothing else imports readline.
 
 from __future__ import annotations
 
+import signal
 import sys
 import termios
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from types import ModuleType
+from functools import partial
+from types import FrameType, ModuleType
 from typing import Any, Protocol
 
 import attrs
@@ -81,6 +83,22 @@ class ReadlineEditor(PlainEditor):
     _file: HistoryFile = attrs.field(kw_only=True)
     _is_gnu: bool = attrs.field(kw_only=True)
 
+    def read_line(self, prompt: str) -> str | None:
+        text = ""
+        while True:
+            self._readline.set_pre_input_hook(partial(self._offer, text) if text else None)
+            try:
+                with _stop_raised() if self._is_gnu else nullcontext():
+                    return super().read_line(prompt)
+            except _Stopped:  # the terminal is as it was before the line
+                print(flush=True)
+                signal.raise_signal(signal.SIGTSTP)
+                text = self._readline.get_line_buffer()
+
+    def _offer(self, text: str) -> None:
+        self._readline.insert_text(text)
+        self._readline.redisplay()
+
     def remember(self, text: str) -> None:
         last = self._readline.get_current_history_length()
         if not last or self._readline.get_history_item(last) != text:
@@ -122,7 +140,32 @@ def open_editor(file: HistoryFile, complete: Complete, environ: Mapping[str, str
         yield ReadlineEditor(knows_pastes, readline=readline, file=file, is_gnu=is_gnu)
     finally:
         readline.set_completer(None)
+        readline.set_pre_input_hook(None)
         readline.clear_history()
+
+
+class _Stopped(BaseException):
+    """The program is to stop until it is brought back, as Ctrl-Z asks for."""
+
+
+@contextmanager
+def _stop_raised() -> Iterator[None]:
+    """Have a line left before a stop, and begun again after it: meanwhile others have the terminal and its cursor.
+
+    Raises:
+        _Stopped: the program is to stop; nobody has stopped it yet.
+    """
+
+    def on_stop(signum: int, frame: FrameType | None) -> None:
+        raise _Stopped
+
+    before = signal.getsignal(signal.SIGTSTP)
+    if before == signal.SIG_DFL:
+        signal.signal(signal.SIGTSTP, on_stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTSTP, before)
 
 
 def _load_readline() -> ModuleType | None:
