@@ -9,6 +9,7 @@ harmless.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from itertools import islice
 
@@ -18,6 +19,8 @@ from .shapes import Json
 
 # C0 but tab and line feed, DEL, C1; then what overrides the direction of writing.
 ORDERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# Accents that are characters of their own, and joiners.
+NO_COLUMN = frozenset({"Mn", "Me", "Cf"})
 MAX_ARGUMENTS = 100_000
 MAX_WORD = 40
 MAX_WORDS = 8
@@ -33,6 +36,17 @@ def visible(text: str) -> str:
 def _spell(match: re.Match[str]) -> str:
     code = ord(match.group())
     return f"^{chr(code ^ 0x40)}" if code < 0x80 else f"<U+{code:04X}>"
+
+
+def pad(text: str, columns: int) -> str:
+    """*text* with blanks after it up to *columns* of a terminal, where some characters take two and some none."""
+    return text + " " * (columns - columns_of(text))
+
+
+def columns_of(text: str) -> int:
+    """How many columns of a terminal *text* takes."""
+    marks = sum(unicodedata.category(char) in NO_COLUMN for char in text)
+    return len(text) - marks + sum(unicodedata.east_asian_width(char) in "WF" for char in text)
 
 
 def one_line(text: str, length: int = MAX_LINE) -> str:

@@ -638,6 +638,18 @@ async def test_session_is_resumed_in_the_next_run(tmp_path: Path, upstream: Scri
     assert [("user", "other")] == said(upstream, 3)
 
 
+async def test_names_of_sessions_stand_in_columns(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    prepare(tmp_path, upstream)
+    for name in ("long name", "\u4f60\u597d"):
+        await run(tmp_path, "agent", "-s", name, "-m", "Hello")
+
+    ran = await run(tmp_path, "agent", typed="/sessions\n")
+
+    wide, long = ran.out.splitlines()
+    assert wide.startswith("  \u4f60\u597d       2 messages")
+    assert long.startswith("  long name  2 messages")
+
+
 async def test_single_question_at_a_terminal_says_what_it_resumes(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     prepare(tmp_path, upstream)
     assert 0 == (await run(tmp_path, "agent", "-m", "first")).status

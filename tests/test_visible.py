@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoclaw_trio.visible import MAX_LINE, one_line, short_arguments, visible
+from picoclaw_trio.visible import MAX_LINE, one_line, pad, short_arguments, visible
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,19 @@ def test_one_line_is_one_line(text: str, length: int) -> None:
     assert len(line) <= length
     assert "\n" not in line
     assert len(short_arguments(text)) <= MAX_LINE
+
+
+@pytest.mark.parametrize(
+    ("text", "blanks"),
+    [
+        ("abcd", 2),
+        ("\u4f60\u597d", 2),
+        ("\U0001f99e", 4),
+        ("e\u0301", 5),
+        ("caf\u00e9", 2),
+        ("longer", 0),
+        ("longest", 0),
+    ],
+)
+def test_text_is_padded_to_columns_of_a_terminal(text: str, blanks: int) -> None:
+    assert text + blanks * " " == pad(text, 6)

@@ -16,7 +16,7 @@ from ..gateway import Gateway
 from ..memory import Conversation, Said, estimate_tokens, room_for_conversation
 from ..plan import system_message
 from ..tools import ToolBox
-from ..visible import one_line
+from ..visible import columns_of, one_line, pad
 from .talk import PREFIX, Talk
 
 MAX_LISTED = 50
@@ -37,9 +37,9 @@ def list_sessions(talk: Talk) -> str:
     found = talk.sessions()
     if not found:
         return "No conversation is kept."
-    width = max(len(_name(one)) for one in found[:MAX_LISTED])
+    width = max(columns_of(_name(one)) for one in found[:MAX_LISTED])
     lines = [
-        f"{'*' if one.key == talk.key else ' '} {_name(one):{width}}  {_messages(one.messages):13}  "
+        f"{'*' if one.key == talk.key else ' '} {pad(_name(one), width)}  {_messages(one.messages):13}  "
         f"{_local_time(one.updated_at)}"
         for one in found[:MAX_LISTED]
     ]
