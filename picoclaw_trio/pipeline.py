@@ -203,6 +203,7 @@ async def commit(gateway: Gateway, plan: TurnPlan, outcome: Outcome) -> None:
         StateError: it could not be written, and nothing of it is kept.
     """
     if plan.past is not None:
+        await plan.selection.wait()  # where that fails the turn does, and of one that failed nothing is kept
         await plan.past.recollection.record(outcome.added, summary=plan.past.summary)
     elif outcome.added and outcome.added[-1].internal and outcome.reply.message.get("tool_calls"):
         call_ids = [call["id"] for call in outcome.reply.message["tool_calls"]]

@@ -526,6 +526,22 @@ async def test_upstream_is_let_go_when_the_state_cannot_be_written(tmp_path: Pat
     check_error(answer, 503, "state_unavailable", type="server_error")
 
 
+async def test_turn_whose_selection_cannot_be_written_is_not_remembered(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    """The model has answered long before the disk has refused."""
+    home = tmp_path / ".picoclaw"
+    async with serving(tmp_path, two_models(upstream, history="session")) as (server, client):
+        with (home / "openai_sessions.lock").open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            answer = await client.post(PATH, json=ask("First", model="two"))
+
+        check_error(answer, 503, "state_unavailable", type="server_error")
+        assert () == await server.gateway.memory.show("openai:default")
+        assert 200 == (await client.post(PATH, json=ask("Second", model="two"))).status_code
+    assert ["Second"] == [message["content"] for message in upstream.asked[-1].body["messages"]]
+
+
 async def test_full_disk_is_told_and_got_over(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     """A real process whose files may not grow."""
     async with open_server(tmp_path, two_models(upstream)) as server, open_client(server.url) as client:
