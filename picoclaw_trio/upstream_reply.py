@@ -9,6 +9,7 @@ Source: https://platform.openai.com/docs/api-reference/chat/object and .../chat/
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 
@@ -26,6 +27,10 @@ FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "f
 OTHER_FINISH_REASONS = {"max_tokens": "length", "safety": "content_filter", "tool_use": "tool_calls"}
 # Characters of an upstream's own error message that go on to the client and the log.
 MAX_TOLD = 2000
+# ... and of an answer that nobody understands.
+MAX_SHOWN = 200
+# What a cut may have parted. Half of a key would not be known as one, and so not be hidden.
+LAST_WORD = re.compile(r"""[^\s"'<>{}\[\],]+\Z""")
 
 
 @attrs.frozen
@@ -86,7 +91,7 @@ def _decode_object(raw: bytes) -> dict[str, Json]:
     try:
         body = load(raw)
     except ValueError as exc:
-        raise UpstreamError("garbled", "its answer is not JSON", detail=raw[:200].decode(errors="replace")) from exc
+        raise UpstreamError("garbled", "its answer is not JSON", detail=_shown(raw)) from exc
     if not isinstance(body, dict):
         raise UpstreamError("garbled", "its answer is not a JSON object")
     if body.get("error"):
@@ -223,7 +228,7 @@ def decode_error(status: int, raw: bytes, retry_after: float | None) -> Upstream
     except ValueError:
         body = None
     if not isinstance(body, dict) or not body.get("error"):
-        body = {"error": {"message": raw[:200].decode(errors="replace")}}
+        body = {"error": {"message": _shown(raw)}}
     return decode_error_object(status, body, retry_after)
 
 
@@ -238,8 +243,18 @@ def decode_error_object(
         status = code  # OpenRouter and llama.cpp put the status there
     return UpstreamError.from_status(
         status,
-        message=_spelled(told.get("message") or "")[:MAX_TOLD],
+        message=_cut(_spelled(told.get("message") or ""), MAX_TOLD),
         param=_string(told.get("param")),
         code=_string(code),
         retry_after=retry_after,
     )
+
+
+def _shown(raw: bytes) -> str:
+    """The beginning of what was no JSON."""
+    return _cut(raw[: 4 * (MAX_SHOWN + 1)].decode(errors="replace"), MAX_SHOWN)
+
+
+def _cut(text: str, max_chars: int) -> str:
+    """*text*, or as many whole words of it as fit."""
+    return text if len(text) <= max_chars else LAST_WORD.sub("", text[:max_chars])

@@ -39,6 +39,7 @@ from host_client import WAIT, Client, connect, connect2
 from serving import PATH, Lines, head, logged, port_of, serving, wait_until
 
 from picoclaw_trio.upstream import RetryPolicy
+from picoclaw_trio.upstream_reply import MAX_SHOWN, MAX_TOLD
 
 MOMENT = 2.0
 BODY = orjson.dumps(ask(model="one"))
@@ -132,6 +133,21 @@ async def test_our_key_comes_out_neither_in_the_answer_nor_in_the_log(
     assert SECRET not in repr(answer.headers)
     assert SECRET not in repr(lines)
     assert ["attempt failed", "request"] == [line["event"] for line in lines]
+
+
+@pytest.mark.parametrize("left", range(1, len(SECRET)))
+async def test_key_that_a_cut_has_parted_does_not_come_out_either(
+    left: int, tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    pages = (f"{'x ' * 100}"[: MAX_SHOWN - left] + SECRET, error_body(f"{'y ' * 1000}"[: MAX_TOLD - left] + SECRET))
+    upstream.scripts = [answers(400, page.encode() if isinstance(page, str) else page) for page in pages]
+    with logged() as lines:
+        async with serving(tmp_path, make_config(entry("one", upstream.url))) as (_, client):
+            told = [check_error(await client.post(PATH, json=ask()), 400, "invalid_request") for _ in pages]
+
+    assert ["x", "y"] == [text.replace(" ", "")[-1] for text in told]
+    assert SECRET[:left] not in "".join(told)
+    assert SECRET[:left] not in "".join(line["detail"].replace("status", "") for line in lines if "detail" in line)
 
 
 async def test_configured_headers_do_not_come_out_either(tmp_path: Path, upstream: ScriptedUpstream) -> None:
