@@ -89,7 +89,7 @@ def _prepare(target: Target) -> tuple[Url, Headers]:
 
 async def _take_answer(response: Response, take: Take) -> None:
     if response.status != 200:
-        raw = await response.read(MAX_ERROR_BYTES)
+        raw = await _receive_error(response)
         raise decode_error(response.status, raw, _retry_after(response.header("retry-after")))
     start = await _receive_start(response)
     told = (response.header("content-type") or "").lower()
@@ -99,6 +99,14 @@ async def _take_answer(response: Response, take: Take) -> None:
         await take(decode_completion(raw))
     else:
         await _take_stream(start, response, take)
+
+
+async def _receive_error(response: Response) -> bytes:
+    """What an answer that is no reply says, as much of it as anybody reads: its status counts, however long it is."""
+    raw = b""
+    while len(raw) < MAX_ERROR_BYTES and (piece := await response.receive()):
+        raw += piece
+    return raw
 
 
 SSE_STARTS = (b"data:", b"event:", b":", b"id:", b"retry:")

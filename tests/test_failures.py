@@ -212,6 +212,24 @@ async def test_rate_limit_is_passed_on_with_thirty_seconds_at_most(
     check_error(answer, 429, "rate_limit_exceeded", type="rate_limit_error", retry_after=told)
 
 
+@pytest.mark.parametrize(
+    ("status", "told", "code"),
+    [
+        (400, 400, "invalid_request"),
+        (401, 502, "upstream_auth"),
+        (404, 502, "upstream_model"),
+        (429, 429, "rate_limit_exceeded"),
+        (503, 502, "upstream_error"),
+    ],
+)
+async def test_status_counts_however_long_the_page_is_that_comes_with_it(
+    status: int, told: int, code: str, tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    answer = await answer_of(answers(status, b"<html>" + b"x " * 100_000), tmp_path, upstream)
+
+    assert (told, code) == (answer.status_code, error_in(answer.content)["code"])
+
+
 async def test_rate_limit_is_passed_on_after_all_attempts_only(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     upstream.scripts = [answers(429, {}, retry_after="0"), answers(429, {}, retry_after="0"), says()]
     config = make_config(entry("one", upstream.url))
