@@ -198,6 +198,8 @@ async def test_refusal_of_ourselves_is_no_matter_of_the_client(
         ("nan", "1"),
         ("-5", "1"),
         ("soon", "1"),
+        ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", "1"),
+        ("Mon, 01 Jan 2024 00:00:00 +99999999999999999999", "1"),
         ("", "1"),
         (email.utils.formatdate(0, usegmt=True), "1"),
         (email.utils.formatdate(time.time() + 86400, usegmt=True), "30"),
