@@ -107,7 +107,8 @@ class Steps:
     emit: Emit
     stream: bool
     added: list[Said] = attrs.field(factory=list, init=False)
-    _fold: Fold = attrs.field(factory=Fold, init=False)
+    _fold: Fold = attrs.field(factory=Fold, init=False)  # of earlier steps
+    _step: list[Delta] = attrs.field(factory=list, init=False)
     _replies: list[Reply] = attrs.field(factory=list, init=False)
     _is_begun: bool = attrs.field(default=False, init=False)
     _has_text: bool = attrs.field(default=False, init=False)  # of earlier steps
@@ -123,6 +124,8 @@ class Steps:
             if not self._is_begun:
                 yield event
             self._is_begun = True
+            self._step.clear()  # where nobody streams a target may have failed half-way, and another one begins anew
+            self._step_has_text = False
         elif type(event) is TextDelta and event.field == "content" and event.text:
             if self._has_text and not self._step_has_text:
                 yield self._keep(TextDelta(BETWEEN_STEPS))
@@ -133,7 +136,7 @@ class Steps:
             yield self._keep(event) if isinstance(event, Delta) else event
 
     def _keep(self, event: Delta) -> Delta:
-        self._fold.add(event)
+        self._step.append(event)
         return event
 
     async def add_reply(self, reply: Reply) -> None:
@@ -147,7 +150,10 @@ class Steps:
         is_internal = bool(own) and not clients
         self.added.append(_said(reply, is_internal=is_internal, own_calls=() if is_internal else own))
         if clients:
-            await self.emit(*(self._keep(ToolCallDelta(index, call)) for index, call in enumerate(clients)))
+            await self.emit(*[self._keep(ToolCallDelta(index, call)) for index, call in enumerate(clients)])
+        for event in self._step:
+            self._fold.add(event)
+        self._step.clear()
 
     def add_results(self, results: Sequence[ToolResult]) -> None:
         for result in results:

@@ -164,6 +164,18 @@ async def test_text_of_all_steps_is_the_answer_with_a_blank_line_between() -> No
     ]
 
 
+async def test_half_an_answer_that_nobody_streams_is_no_part_of_the_whole() -> None:
+    steps = [
+        Says(["Let me look."], [calls_look("1")]),
+        Says(["Half of "], fails="lost"),
+        Says(["A ", "letter."]),
+    ]
+    outcome = await walk(Model(steps))
+
+    assert "Let me look.\n\nA letter." == outcome.reply.text
+    assert "b" == outcome.reply.alias
+
+
 async def test_usage_is_that_of_all_steps() -> None:
     outcome = await walk(Model([Says(calls=[calls_look("1")]), Says(["Hi"])]))
     assert Usage(20, 4, 24, {"prompt_tokens_details": {"cached_tokens": 6}}) == outcome.reply.usage
