@@ -93,9 +93,17 @@ def _check_assistant(message: Mapping[str, Json], at: str) -> None:
 
 def _check_tool_call(call: Json, at: str) -> None:
     check_typed_object(call, at)
+    check_bodies(call, at)
     check_string(call.get("id"), f"{at}.id")
     if call["type"] == "function":
         _check_called(call.get("function"), f"{at}.function")
+
+
+def check_bodies(value: Mapping[str, Json], at: str) -> None:
+    """What a tool or a call may hold, whatever its type says: we look into both."""
+    for name in ("function", "custom"):
+        if value.get(name) is not None:
+            check_object(value[name], f"{at}.{name}")
 
 
 def _check_called(function: Json, at: str) -> None:

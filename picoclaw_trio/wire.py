@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import attrs
 
 from .errors import DO_NOT_RETRY, RequestError
-from .messages import Message, check_message_types, decode_messages
+from .messages import Message, check_bodies, check_message_types, decode_messages
 from .shapes import (
     Check,
     Json,
@@ -125,6 +125,7 @@ def check_stream_options(value: Json, param: str) -> None:
 
 def check_tool(value: Json, param: str) -> None:
     check_typed_object(value, param)
+    check_bodies(value, param)
     if value["type"] == "function":
         check_object(value.get("function"), f"{param}.function")
         check_string(value["function"].get("name"), f"{param}.function.name")
