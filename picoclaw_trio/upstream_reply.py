@@ -207,6 +207,7 @@ def _complete_call(call: Mapping[str, Json]) -> dict[str, Json]:
 
 
 COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
+MAX_COUNT = 2**53 - 1  # the largest number that every reader of JSON knows; any sum of such can be written
 
 
 def _usage(value: Json) -> Usage | None:
@@ -218,7 +219,7 @@ def _usage(value: Json) -> Usage | None:
 
 
 def _count(value: Json) -> int:
-    return value if type(value) is int and value >= 0 else 0
+    return value if type(value) is int and 0 <= value <= MAX_COUNT else 0
 
 
 def decode_error(status: int, raw: bytes, retry_after: float | None) -> UpstreamError:

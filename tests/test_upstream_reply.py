@@ -257,6 +257,7 @@ def test_a_finish_reason_is_one_of_openais_or_none(value: Json, reason: str | No
         ({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 9}, Usage(3, 4, 9)),
         ({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": None}, Usage(3, 4, 7)),
         ({"prompt_tokens": "3", "completion_tokens": None, "total_tokens": -1}, Usage(0, 0, 0)),
+        ({"prompt_tokens": 2**64 - 1, "completion_tokens": 4}, Usage(0, 4, 4)),
         ({"prompt_tokens": True, "completion_tokens": 4.0, "total_tokens": [1]}, Usage(0, 0, 0)),
         (
             {"prompt_tokens": 3, "cost": 0.1, "x": None, "details": {"a": 1}},
