@@ -483,7 +483,7 @@ def test_an_answer_that_is_no_json_object_is_garbled(raw: bytes) -> None:
 
 
 def test_what_was_garbled_is_told_to_the_log_alone() -> None:
-    error = failure(b"<html>10.0.0.1 is down</html>" + b"x" * 1000)
+    error = failure(b"<html>10.0.0.1 is down</html>" + b" x" * 1000)
 
     assert error.detail.startswith("<html>10.0.0.1 is down</html>")
     assert 200 == len(error.detail)
@@ -568,7 +568,7 @@ def test_a_rejection_within_a_200_has_its_own_words() -> None:
         (b'{"detail":"No."}', '{"detail":"No."}', None, "invalid_request"),
         (b"<html>No.</html>", "<html>No.</html>", None, "invalid_request"),
         (b"\xff", "\ufffd", None, "invalid_request"),
-        (b"x" * 1000, "x" * 200, None, "invalid_request"),
+        (b"x " * 1000, "x " * 100, None, "invalid_request"),
         (b"", "The model's server refused the request.", None, "invalid_request"),
         (b"[1]", "[1]", None, "invalid_request"),
     ],
