@@ -10,10 +10,22 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from memory_stage import KEY, answer, contents, memory_in, names, recalled, shown, take_turn, texts_of, user
+from memory_stage import (
+    KEY,
+    answer,
+    contents,
+    memory_in,
+    names,
+    recalled,
+    shown,
+    take_turn,
+    texts_of,
+    transcript_path,
+    user,
+)
 from raw_upstream import run_cancelled_at
 
-from picoclaw_trio.errors import RequestError, SessionBusyError
+from picoclaw_trio.errors import RequestError, SessionBusyError, StateError
 from picoclaw_trio.memory import Said
 from picoclaw_trio.memory.files import file_stem
 from picoclaw_trio.messages import Message
@@ -275,6 +287,32 @@ async def test_conversation_that_nobody_used_for_too_long_is_forgotten(tmp_path:
         assert ["y", "Y"] == texts_of(await memory.show("a"))
     async with memory_in(tmp_path, session_ttl=60) as memory:
         assert ["a"] == [found.key for found in await memory.sessions()]
+
+
+async def test_conversation_does_not_expire_while_its_turn_runs(tmp_path: Path) -> None:
+    """Also where the turn writes the file anew, since most of what is in it was replaced."""
+    async with memory_in(tmp_path, session_ttl=60) as memory:
+        await take_turn(memory, "x", reply="X")
+        await take_turn(memory, "x", "X", "long", reply="y" * 100_000)
+        await take_turn(memory, "x", "X", "short", reply="Y")
+        async with recalled(memory, "z") as recollection:
+            make_old(tmp_path, KEY, 61)
+            await recollection.record([Said(answer("Z"))])
+        assert ["x", "X", "short", "Y", "z", "Z"] == texts_of(await memory.show(KEY))
+
+
+async def test_turn_is_refused_whose_conversation_was_taken_away(tmp_path: Path) -> None:
+    async with memory_in(tmp_path) as memory:
+        await take_turn(memory, "x", reply="X")
+        await take_turn(memory, "x", "X", "long", reply="y" * 100_000)
+        await take_turn(memory, "x", "X", "short", reply="Y")
+        async with recalled(memory, "z") as recollection:
+            transcript_path(tmp_path).unlink()
+            with pytest.raises(StateError):
+                await recollection.record([Said(answer("Z"))])
+        assert () == await memory.show(KEY)
+        await take_turn(memory, "z", reply="Z")
+        assert ["z", "Z"] == texts_of(await memory.show(KEY))
 
 
 # For people

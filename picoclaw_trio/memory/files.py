@@ -155,7 +155,8 @@ class Files:
         with self.translated():
             is_new = standing.rewrite and not os.path.lexists(path)
             if standing.rewrite:
-                turn, stored, standing = self._rewrite(session, turn, ttl)
+                # What had not expired when the turn began has not now: the turn goes on from it.
+                turn, stored, standing = self._rewrite(session, turn, stored, None if stored else ttl)
             try:
                 self._append(stem, encode_turn(turn, stored, standing.sum), standing.end, ticket)
             except BaseException:
@@ -191,10 +192,14 @@ class Files:
         finally:
             os.close(fd)
 
-    def _rewrite(self, session: str, turn: TurnLines, ttl: float | None) -> tuple[TurnLines, int, Standing]:
+    def _rewrite(
+        self, session: str, turn: TurnLines, stored: int, ttl: float | None
+    ) -> tuple[TurnLines, int, Standing]:
         """Write the file anew, without what was replaced; gives the turn as it is to be written then, and where."""
         stem = file_stem(session)
         transcript, _ = self.read(session, ttl)
+        if len(transcript.entries) != stored:
+            raise StateError(f"{self.path(stem)} was changed by someone else while a turn was running")
         complaint = transcript.complaint
         forgotten_before = transcript.dropped
         dropped = _forget_oldest(transcript, turn.keep)
