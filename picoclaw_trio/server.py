@@ -114,10 +114,11 @@ async def _serve(
                 worker_serve, ASGIWrapper(app), hypercorn, sockets=sockets, shutdown_trigger=control.stop.wait
             )
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(control.obey, signals, nursery.cancel_scope)
                 nursery.start_soon(supervisor.run_watchdog)
                 async with trio.open_nursery() as serving:
                     on_ready(await serving.start(serve))
+                    # A signal that has come meanwhile has waited: before, there was nothing to reload or to stop.
+                    nursery.start_soon(control.obey, signals, nursery.cancel_scope)
                     supervisor.notify("READY=1", f"STATUS=serving {', '.join(hypercorn.bind)}")
                 nursery.cancel_scope.cancel()
     if app.has_failed:

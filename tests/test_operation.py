@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import resource
 import signal
 import socket
@@ -92,6 +93,32 @@ async def test_sighup_brings_new_models_and_tokens_and_drops_no_request(
         assert 401 == (await client.post(PATH, json=ask())).status_code
         go_on.set()
     assert [(200, "old")] == [(each.status_code, each.json()["model"]) for each in running]
+
+
+def children_that_catch(signum: int) -> list[int]:
+    """Our child processes that handle the signal by now."""
+    pids = [int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
+    caught = {pid: re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text()) for pid in pids}
+    return [pid for pid, found in caught.items() if found and int(found[1], 16) >> (signum - 1) & 1]
+
+
+async def test_signal_that_comes_while_the_server_starts_is_obeyed_when_it_has(tmp_path: Path) -> None:
+    """The start waits for the lock of the stored selections, which is held here until the signal has been sent."""
+    home = write_config(tmp_path, make_config()).parent
+
+    async def send(task_status: trio.TaskStatus[None]) -> None:
+        with (home / "openai_sessions.lock").open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            task_status.started()
+            while not (pids := children_that_catch(signal.SIGHUP)):
+                await trio.sleep(0.01)
+            os.kill(pids[0], signal.SIGHUP)
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(send)
+        async with open_server(tmp_path, None) as server:
+            await wait_logged(server, b"configuration reloaded")
+            assert 0 == await server.stop()
 
 
 async def test_a_file_that_a_signal_had_read_is_not_read_again(tmp_path: Path, upstream: ScriptedUpstream) -> None:
