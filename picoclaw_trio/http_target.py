@@ -66,7 +66,7 @@ async def ask_http(pool: ConnectionPool, target: Target, request: UpstreamReques
     try:
         with trio.move_on_after(whole) as scope:
             async with pool.post(url, headers, body, proxy=target.proxy, timeouts=limits) as response:
-                await _take_answer(response, take)
+                await _take_answer(response, take, MAX_ANSWER_BYTES if request.keep_text else math.inf)
     except UpstreamError as exc:
         exc.hide(_secrets(target))  # some upstreams tell in their errors what they were sent
         raise
@@ -87,7 +87,7 @@ def _prepare(target: Target) -> tuple[Url, Headers]:
     return parse_url(f"{target.base}/chat/completions"), tuple(encoded)
 
 
-async def _take_answer(response: Response, take: Take) -> None:
+async def _take_answer(response: Response, take: Take, max_stream_bytes: float) -> None:
     if response.status != 200:
         raw = await _receive_error(response)
         raise decode_error(response.status, raw, _retry_after(response.header("retry-after")))
@@ -98,7 +98,7 @@ async def _take_answer(response: Response, take: Take) -> None:
         raw = start + await response.read(MAX_ANSWER_BYTES - len(start))
         await take(decode_completion(raw))
     else:
-        await _take_stream(start, response, take)
+        await _take_stream(start, response, take, max_stream_bytes)
 
 
 async def _receive_error(response: Response) -> bytes:
@@ -121,11 +121,14 @@ async def _receive_start(response: Response) -> bytes:
     return start
 
 
-async def _take_stream(start: bytes, response: Response, take: Take) -> None:
+async def _take_stream(start: bytes, response: Response, take: Take, max_bytes: float) -> None:
     """Chunks until the stream says that it is done, or ends after it told a finish reason."""
     parser, stream = sse.Parser(), _Stream(take)
-    piece = start
+    piece, size = start, 0
     while piece and not stream.done:
+        size += len(piece)
+        if size > max_bytes:
+            raise UpstreamError("garbled", detail=f"its stream has more than {max_bytes} bytes")
         await stream.take_events(parser.feed(piece))
         piece = b"" if stream.done else await response.receive()
     if not stream.done:

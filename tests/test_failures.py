@@ -37,7 +37,9 @@ from fakes import (
 from harness import TOKEN, Here, ask, entry, make_config, open_client, open_server, serve_here
 from host_client import WAIT, Client, connect, connect2
 from serving import PATH, Lines, head, logged, port_of, serving, wait_until
+from streams import Endless
 
+from picoclaw_trio.http_target import MAX_ANSWER_BYTES
 from picoclaw_trio.upstream import RetryPolicy
 from picoclaw_trio.upstream_reply import MAX_SHOWN, MAX_TOLD
 
@@ -230,6 +232,16 @@ async def test_status_counts_however_long_the_page_is_that_comes_with_it(
     answer = await answer_of(answers(status, b"<html>" + b"x " * 100_000), tmp_path, upstream)
 
     assert (told, code) == (answer.status_code, error_in(answer.content)["code"])
+
+
+async def test_stream_without_end_in_the_place_of_a_whole_answer_is_cut_off(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    endless = Endless(frame(chunk({"content": "x" * 1_000_000})))
+    answer = await answer_of(endless, tmp_path, upstream)
+
+    check_error(answer, 502, "upstream_error", type="server_error")
+    assert endless.sent < 2 * MAX_ANSWER_BYTES
 
 
 async def test_rate_limit_is_passed_on_after_all_attempts_only(tmp_path: Path, upstream: ScriptedUpstream) -> None:
