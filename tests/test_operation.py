@@ -121,6 +121,20 @@ async def test_signal_that_comes_while_the_server_starts_is_obeyed_when_it_has(t
             assert 0 == await server.stop()
 
 
+async def test_workspace_that_leads_nowhere_does_not_end_the_server(tmp_path: Path) -> None:
+    for name, other in (("here", "there"), ("there", "here")):
+        (tmp_path / name).symlink_to(tmp_path / other)
+    tools = {"allow": {"http": ["read_file", "exec"]}, "exec": {"programs": ["true"]}}
+    async with open_server(tmp_path, make_config()) as server, open_client(server.url) as client:
+        write_config(
+            tmp_path,
+            {**make_config(), "tools": tools, "agents": {"defaults": {"workspace": str(tmp_path / "here")}}},
+        )
+        server.process.send_signal(signal.SIGHUP)
+        await wait_logged(server, b"configuration reloaded")
+        assert 200 == (await client.post(PATH, json=ask())).status_code
+
+
 async def test_a_file_that_a_signal_had_read_is_not_read_again(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     async with open_server(tmp_path, make_config(entry("old", upstream.url))) as server:
         for name in ("new", "newer"):

@@ -155,7 +155,7 @@ def _converter(folder: Path, environ: Mapping[str, str], passed_over: list[str])
             raise wrong(f"is not a known key{did_you_mean(key, (*attrs.fields_dict(shape), *unused))}")
 
     converter = strict_converter(on_unknown_key)
-    converter.register_structure_hook(Path, lambda value, _: expand(expect(str, value), environ))
+    converter.register_structure_hook(Path, lambda value, _: expand(_path(value), environ))
     converter.register_structure_hook(Secret, lambda value, _: read_secret(expect(str, value), folder, environ))
     choice, name = converter.get_structure_hook(ModelChoice), converter.get_structure_hook(Name)
 
@@ -166,6 +166,13 @@ def _converter(folder: Path, environ: Mapping[str, str], passed_over: list[str])
 
     converter.register_structure_hook(ModelChoice, structure_choice)
     return converter
+
+
+def _path(value: Any) -> str:
+    text: str = expect(str, value)
+    if "\0" in text:
+        raise wrong("must not hold a NUL")
+    return text
 
 
 def _check_aliases(json: Any, tray: Tray) -> None:

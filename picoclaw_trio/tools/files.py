@@ -27,7 +27,7 @@ from .reading import (
     read_bytes,
     read_lines,
 )
-from .sandbox import MAX_PATH_CHARS, Sandbox
+from .sandbox import MAX_PATH_CHARS, Sandbox, real_path
 from .values import Tool
 from .writing import MAX_FILE_BYTES, append_file, edit_file, write_file
 
@@ -52,7 +52,7 @@ def file_tools(workspace: Path) -> tuple[Tool, ...]:
 
     Cancellation: a change is whole or not made; no temporary file is left.
     """
-    hands = _Hands(Sandbox(workspace), _turnstiles.setdefault(workspace.resolve(), Turnstile()))
+    hands = _Hands(Sandbox(workspace), _turnstiles.setdefault(real_path(workspace), Turnstile()))
     return (
         make_tool("read_file", READ_FILE, ReadFile, hands.read),
         make_tool("list_dir", LIST_DIR, ListDir, hands.list),

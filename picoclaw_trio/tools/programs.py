@@ -25,7 +25,7 @@ from ..shapes import Json
 from .arguments import make_tool, number, quoted, text, texts
 from .output import share
 from .running import MAX_READ_BYTES, Kept
-from .sandbox import MAX_PATH_CHARS, Place, Sandbox
+from .sandbox import MAX_PATH_CHARS, Place, Sandbox, real_path
 from .values import Tool, ToolError
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -64,7 +64,7 @@ class Exec:
 def find_programs(config: ExecConfig, workspace: Path) -> dict[str, str | None]:
     """{program as configured: its full path, None if it is missing or a model could change it}."""
     found: dict[str, str | None] = {}
-    inside = (workspace.absolute(), workspace.resolve())
+    inside = (workspace.absolute(), real_path(workspace))
     for name in config.programs:
         path = shutil.which(name, path=PATH)
         if path is None:

@@ -81,6 +81,13 @@ def _absolute(path: Path) -> Path:
     return path.absolute()
 
 
+def real_path(path: Path) -> Path:
+    """*path* without links, as far as they can be followed."""
+    with suppress(OSError):  # of Linux's own links in /proc
+        return Path(os.path.realpath(path))  # Path.resolve would raise where they lead in a circle
+    return path.absolute()
+
+
 @attrs.frozen
 class Sandbox:
     """A workspace as models may reach it. Its methods block: call them in a thread.
@@ -108,7 +115,7 @@ class Sandbox:
         return Place(path, names)
 
     def _below_root(self, place: Place) -> tuple[str, ...]:
-        for root in (self.root, Path(os.path.realpath(self.root))):
+        for root in (self.root, real_path(self.root)):
             start = root.parts[1:]
             if place.names[: len(start)] == start:
                 return place.names[len(start) :]
