@@ -27,6 +27,7 @@ from picoclaw_trio.config import (
     load_config,
 )
 from picoclaw_trio.config.checks import check_url
+from picoclaw_trio.config.sources import read_secret
 from picoclaw_trio.config.strict import Wrong, strict_converter
 from picoclaw_trio.config.values import ConfigFile, ModelChoice
 from picoclaw_trio.connections import parse_proxy, parse_url
@@ -689,6 +690,27 @@ def test_token_that_cannot_be_used_is_refused(tmp_path: Path, token: object, mes
     (tmp_path / "large").write_bytes(b"x" * 65537)
     found = problems(tmp_path, api(bearer_tokens=["ok", token]), BLANK="", SPACED="a b")
     assert [("$.gateway.openai_api.bearer_tokens[1]", message.replace("FOLDER", str(tmp_path)))] == found
+
+
+def test_pipe_that_nobody_writes_to_is_empty(tmp_path: Path) -> None:
+    """A reload must not wait for it, since nobody is served meanwhile."""
+    os.mkfifo(tmp_path / "pipe")
+    found = problems(tmp_path, api(bearer_tokens=["file:pipe"]))
+    assert [("$.gateway.openai_api.bearer_tokens[0]", "is empty")] == found
+
+
+def test_secret_may_come_through_a_pipe(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    with open(reader, "rb"), open(writer, "wb") as file:
+        file.write(b"sk-piped\n")
+        file.close()
+        assert "sk-piped" == read_secret(f"file:/dev/fd/{reader}", tmp_path, {}).reveal()
+
+
+@pytest.mark.parametrize("place", ["agents.defaults", "agents.list[0]"])
+def test_path_that_none_can_have_is_refused(tmp_path: Path, place: str) -> None:
+    agents = {"defaults": {"workspace": "a\0b"}} if place == "agents.defaults" else {"list": [{"workspace": "a\0b"}]}
+    assert [(f"$.{place}.workspace", "must not hold a NUL")] == problems(tmp_path, {"agents": agents})
 
 
 LEAKS: list[object] = [

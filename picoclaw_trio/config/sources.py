@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import select
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from .strict import Place, Wrong, expect, wrong
 
 MAX_CONFIG_BYTES = 16 * 1024 * 1024
 MAX_SECRET_BYTES = 64 * 1024
+PIPE_TIMEOUT = 5.0
 
 
 def config_path(environ: Mapping[str, str] = os.environ) -> Path:
@@ -67,8 +69,7 @@ def read_text(path: Path, max_bytes: int) -> str:
         Wrong: it cannot be read, is no UTF-8, or too large.
     """
     try:
-        with path.open("rb") as file:
-            raw = file.read(max_bytes + 1)
+        raw = _read_file(path, max_bytes + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError from None
     except (OSError, ValueError) as exc:
@@ -79,6 +80,19 @@ def read_text(path: Path, max_bytes: int) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise wrong(f"is not UTF-8, first in line {raw.count(10, 0, exc.start) + 1}") from None
+
+
+def _read_file(path: Path, max_bytes: int) -> bytes:
+    """What is there. A pipe that nobody writes to counts as ended: a running server must not hang."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        data, waiting = b"", select.poll()
+        waiting.register(fd, select.POLLIN)
+        while waiting.poll(PIPE_TIMEOUT * 1000) and (piece := os.read(fd, max_bytes - len(data))):
+            data += piece
+        return data
+    finally:
+        os.close(fd)
 
 
 def read_secret(text: str, folder: Path, environ: Mapping[str, str]) -> Secret:
