@@ -69,7 +69,7 @@ class Gateway:
             config=config,
             tokens=BearerTokens.from_plain([token.reveal() for token in api.bearer_tokens]),
             throttle=Throttle(api.wrong_tokens_per_minute),
-            router=Router.from_config(config),
+            router=Router.from_config(config, self.router),
             workspace=self.workspace if config.workspace == self.workspace.folder else Workspace(config.workspace),
             tools=self.tools.with_config(config),
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Literal, TypeAlias
 
@@ -96,12 +96,26 @@ class Router:
     )
 
     @classmethod
-    def from_config(cls, config: Config) -> Router:
+    def from_config(cls, config: Config, before: Router | None = None) -> Router:
+        """
+        Args:
+            before: the one whose place it takes; what entries have used of their requests a minute stays used.
+        """
         targets: dict[str, tuple[Target, ...]] = {}
+        used = {} if before is None else before.allowances()
         for entry in config.model_list:
-            more = tuple(_targets(entry, config.agents.defaults))
+            more = tuple(_targets(entry, config.agents.defaults, used))
             targets[entry.model_name] = targets.get(entry.model_name, ()) + more
         return cls(targets, {alias: tuple(_fallbacks(config, alias)) for alias in targets})
+
+    def allowances(self) -> Mapping[Hashable, Allowance]:
+        """{who is asked how often: what has been used of that}."""
+        return {
+            (target.alias, target.base, target.key, target.settings.model, target.health.allowance.rpm): (
+                target.health.allowance
+            )
+            for target in itertools.chain.from_iterable(self._targets.values())
+        }
 
     @property
     def aliases(self) -> Iterable[str]:
@@ -143,12 +157,14 @@ class Router:
         return targets[first:] + targets[:first]
 
 
-def _targets(entry: ModelConfig, defaults: AgentDefaults) -> Iterator[Target]:
+def _targets(entry: ModelConfig, defaults: AgentDefaults, used: Mapping[Hashable, Allowance]) -> Iterator[Target]:
     settings = ModelSettings(
         entry.model, entry.max_tokens_field, entry.extra_body, defaults.max_tokens, defaults.temperature
     )
-    allowance = Allowance(entry.rpm)
-    for key in entry.api_keys or (None,):
+    keys = entry.api_keys or (None,)
+    known = ((entry.model_name, entry.api_base, key, entry.model, entry.rpm) for key in keys)
+    allowance = next((used[one] for one in known if one in used), None) or Allowance(entry.rpm)
+    for key in keys:
         yield Target(
             alias=entry.model_name,
             vendor=entry.vendor,

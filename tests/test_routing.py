@@ -4,6 +4,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from picoclaw_trio.config import AgentConfig, AgentDefaults, AgentsConfig, Config, ModelConfig, Secret
@@ -222,3 +223,18 @@ def test_defaults_of_the_agents_are_every_targets() -> None:
     assert [(100, 0.0), (100, 0.0)] == [
         (target.settings.max_tokens, target.settings.temperature) for target in router.route("a", 0.0).targets
     ]
+
+
+def test_requests_that_were_used_up_stay_so_after_a_reload() -> None:
+    entries = [ModelConfig(name, f"{name}-up", "openai", "http://x", rpm=2) for name in ("a", "b")]
+    configs = [
+        Config(None, Path("/nowhere"), model_list=tuple(attrs.evolve(entry, rpm=rpm) for entry in entries))
+        for rpm in (2, 2, 3)
+    ]
+    before = Router.from_config(configs[0])
+    (used,) = before.route("a", 0.0).targets
+    assert [0.0, 0.0, 30.0] == [used.health.allowance.take(0.0) for _ in range(3)]
+
+    same, other = (Router.from_config(config, before) for config in configs[1:])
+    assert [30.0, 0.0] == [same.route(name, 0.0).targets[0].health.allowance.wait(0.0) for name in "ab"]
+    assert 0.0 == other.route("a", 0.0).targets[0].health.allowance.wait(0.0)
