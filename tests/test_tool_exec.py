@@ -18,13 +18,15 @@ from typing import Any
 import attrs
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoclaw_trio.config.tools import ExecConfig
-from picoclaw_trio.tools import Tool, ToolError
+from picoclaw_trio.config import AgentDefaults, AgentsConfig, Config
+from picoclaw_trio.config.tools import AllowConfig, ExecConfig, ToolsConfig
+from picoclaw_trio.tools import Tool, ToolError, open_tools
 from picoclaw_trio.tools.output import Output, share
-from picoclaw_trio.tools.programs import PATH, exec_tool
+from picoclaw_trio.tools.programs import MAX_AT_ONCE, PATH, exec_tool
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are run on Linux only")
 
@@ -562,3 +564,24 @@ async def test_death_of_the_gateway_leaves_nothing(run: Runner, temporary: Path,
     with trio.fail_after(GONE_TIMEOUT):
         while os.listdir(temporary):
             await trio.sleep(0.01)  # what another process does sets no event here
+
+
+async def test_programs_at_once_are_counted_over_a_reload(tmp_path: Path) -> None:
+    settings = ToolsConfig(allow=AllowConfig(http=("exec",)), exec=ExecConfig(programs=("true",)))
+    config = Config(None, tmp_path, agents=AgentsConfig(AgentDefaults(workspace=tmp_path)), tools=settings)
+    ended: list[str] = []
+    async with open_tools(config) as tools:
+        others = [object() for _ in range(MAX_AT_ONCE)]
+        for other in others:
+            tools.programs.acquire_on_behalf_of_nowait(other)
+        reloaded = tools.with_config(config)
+
+        async def run_true() -> None:
+            ended.append(await reloaded.built_in["exec"].run({"program": "true"}))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_true)
+            await trio.testing.wait_all_tasks_blocked()
+            assert 1 == tools.programs.statistics().tasks_waiting
+            tools.programs.release_on_behalf_of(others[0])
+        assert ["exit status: 0"] == ended

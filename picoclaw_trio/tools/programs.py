@@ -38,8 +38,11 @@ MAX_TIMEOUT = 24 * 3600.0
 log = logging.getLogger("picoclaw_trio.tools")
 
 
-def exec_tool(config: ExecConfig, workspace: Path) -> Tool:
+def exec_tool(config: ExecConfig, workspace: Path, running: trio.CapacityLimiter | None = None) -> Tool:
     """The tool that runs the programs of *config*, found along a fixed path now, in *workspace*.
+
+    Args:
+        running: bounds how many run at once; None: a bound of its own.
 
     Cancellation: the program and all that came from it have ended before the cancellation goes on.
     """
@@ -47,7 +50,13 @@ def exec_tool(config: ExecConfig, workspace: Path) -> Tool:
         "Run a program in the workspace and get its output and exit status. There is no shell: no pipes, redirections,"
         f" variables or patterns. At most {config.timeout:g} s. Programs: {', '.join(config.programs) or 'none'}."
     )
-    return make_tool("exec", description, Exec, Programs(config, Sandbox(workspace)).run)
+    programs = Programs(config, Sandbox(workspace), limiter=running or program_limiter())
+    return make_tool("exec", description, Exec, programs.run)
+
+
+def program_limiter() -> trio.CapacityLimiter:
+    """What bounds the programs that run at once, over all tools that it is given to."""
+    return trio.CapacityLimiter(MAX_AT_ONCE)
 
 
 @attrs.frozen
@@ -85,7 +94,7 @@ class Programs:
     paths: Mapping[str, str | None] = attrs.field(
         default=attrs.Factory(lambda self: find_programs(self.config, self.sandbox.root), takes_self=True)
     )
-    limiter: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(MAX_AT_ONCE))
+    limiter: trio.CapacityLimiter = attrs.field(kw_only=True)
 
     async def run(self, call: Exec) -> str:
         """Run one program to its end.

@@ -20,7 +20,7 @@ from ..config.tools import MCP_PREFIX
 from .box import Limits, ToolBox
 from .files import file_tools
 from .mcp_servers import McpServers, open_mcp_servers
-from .programs import exec_tool
+from .programs import exec_tool, program_limiter
 from .values import Tool
 from .web_fetch import web_fetch_tool
 
@@ -33,6 +33,7 @@ class Tools:
     built_in: Mapping[str, Tool]
     mcp: McpServers
     running: trio.CapacityLimiter
+    programs: trio.CapacityLimiter
 
     def offers(self, door: Door) -> bool:
         """Whether anything at all is allowed at *door*."""
@@ -76,7 +77,7 @@ class Tools:
     def with_config(self, config: Config) -> Tools:
         """The same servers and limits in use, under other permissions."""
         self.running.total_tokens = config.tools.max_running
-        return attrs.evolve(self, config=config, built_in=_built_in(config))
+        return attrs.evolve(self, config=config, built_in=_built_in(config, self.programs))
 
 
 @asynccontextmanager
@@ -84,15 +85,16 @@ async def open_tools(config: Config) -> AsyncIterator[Tools]:
     """The tools that *config* speaks of. MCP servers are started, without waiting for them, and ended on leaving."""
     folder = config.path.parent if config.path else config.home
     async with open_mcp_servers(config.tools.mcp, folder=folder) as mcp:
-        yield Tools(config, _built_in(config), mcp, trio.CapacityLimiter(config.tools.max_running))
+        programs = program_limiter()
+        yield Tools(config, _built_in(config, programs), mcp, trio.CapacityLimiter(config.tools.max_running), programs)
 
 
-def _built_in(config: Config) -> dict[str, Tool]:
+def _built_in(config: Config, programs: trio.CapacityLimiter) -> dict[str, Tool]:
     """Those that are allowed to anybody; the others are not even made."""
     settings, allowed = config.tools, config.tools.allow.names
     tools = [tool for tool in file_tools(config.workspace) if tool.name in allowed]
     if "exec" in allowed:
-        tools.append(exec_tool(settings.exec, config.workspace))
+        tools.append(exec_tool(settings.exec, config.workspace, programs))
     if "web_fetch" in allowed:
         tools.append(web_fetch_tool(settings.web_fetch))
     return {tool.name: tool for tool in tools}
