@@ -366,10 +366,13 @@ async def test_process_and_its_children_are_ended_whatever_they_do(tmp_path: Pat
     # ``running`` looks for what is left.
 
 
-async def test_end_of_a_process_is_noticed_though_its_child_holds_the_output_open(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGKILL, "SIGKILL"), (40, "signal 40")])
+async def test_end_of_a_process_is_noticed_though_its_child_holds_the_output_open(
+    tmp_path: Path, number: int, name: str
+) -> None:
     async with running(tmp_path, NEVER, one=stdio(ODD, "parent")) as here:
-        os.kill(here.pids()[0], signal.SIGKILL)
-        assert "failed: it was ended by SIGKILL" == await here.wait_state("failed")
+        os.kill(here.pids()[0], number)
+        assert f"failed: it was ended by {name}" == await here.wait_state("failed")
 
 
 async def test_cancellation_leaves_no_process(tmp_path: Path) -> None:

@@ -175,7 +175,10 @@ def _how_it_ended(process: trio.Process) -> str:
     code = process.returncode
     if code is None:
         return "it closed its output"
-    return f"it exited with status {code}" if code >= 0 else f"it was ended by {signal.Signals(-code).name}"
+    if code >= 0:
+        return f"it exited with status {code}"
+    known = -code in set(signal.Signals)  # most of the real-time signals have no name
+    return f"it was ended by {signal.Signals(-code).name if known else f'signal {-code}'}"
 
 
 async def _end(process: trio.Process) -> None:
