@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
@@ -107,9 +107,9 @@ async def test_date_is_of_this_second() -> None:
     async with serving(hello) as port, connect(port) as client:
         for wait in (0.0, 1.0):
             await trio.sleep(wait)
+            asked_at = time.time()
             date = parsedate_to_datetime((await client.ask()).headers["date"]).timestamp()
-            assert abs(time.time() - date) < 2
-            assert date <= time.time()
+            assert int(asked_at) <= date <= time.time()
 
 
 def test_headers_that_the_configuration_asks_for_are_kept() -> None:
@@ -246,7 +246,8 @@ async def open_master(folder: Path, *arguments: str) -> AsyncIterator[Master]:
     finally:
         if alive := pids(process.pid):
             for pid in alive:
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it ends when the one before it does
+                    os.kill(pid, signal.SIGKILL)
         with trio.CancelScope(shield=True):
             await process.wait()
             assert process.stdout is not None
@@ -267,9 +268,10 @@ def pids(session: int) -> list[int]:
 
 
 async def test_flags_of_the_command_line_win(tmp_path: Path) -> None:
-    async with open_master(tmp_path, "--keep-alive", "1") as master, connect(master.port) as client:
+    async with open_master(tmp_path, "--keep-alive", "1") as master:
         started_at = trio.current_time()
-        await client.read_to_the_end()
+        async with connect(master.port) as client:
+            await client.read_to_the_end()
         assert 0.9 < trio.current_time() - started_at
 
 
