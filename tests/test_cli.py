@@ -21,6 +21,7 @@ from fakes import Exchange, ScriptedUpstream, answers, cuts, error_body, hangs, 
 from harness import (
     KINDS,
     START_TIMEOUT,
+    STOP_TIMEOUT,
     TOKEN,
     Kind,
     Server,
@@ -619,11 +620,14 @@ async def test_who_waits_in_line_is_sent_away_at_the_signal(tmp_path: Path, upst
         nursery.start_soon(post, "runs")
         await upstream.wait_asked()
         nursery.start_soon(post, "waits")
-        with trio.fail_after(5):
+        with trio.fail_after(START_TIMEOUT):
             while "\npicoclaw_requests_waiting 1.0" not in (await client.get("/metrics")).text:
                 pass
+        server.process.send_signal(signal.SIGTERM)
+        await wait_until(lambda: "waits" in found)
         go_on.set()
-        assert 0 == await server.stop()
+        with trio.fail_after(STOP_TIMEOUT):
+            assert 0 == await server.process.wait()
 
     assert 200 == found["runs"].status_code
     check_error(found["waits"], 503, "shutting_down", type="server_error", retry_after="1")

@@ -43,7 +43,7 @@ from picoclaw_trio.http_target import MAX_ANSWER_BYTES
 from picoclaw_trio.upstream import RetryPolicy
 from picoclaw_trio.upstream_reply import MAX_SHOWN, MAX_TOLD
 
-MOMENT = 2.0
+MOMENT = 5.0
 BODY = orjson.dumps(ask(model="one"))
 REQUEST = head(length=len(BODY)) + BODY
 ANSWER_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
@@ -421,11 +421,12 @@ async def test_turn_that_takes_too_long_is_a_gateway_timeout(
 
 async def test_retries_end_with_the_time_of_the_turn(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     upstream.scripts = [answers(500, b"")]
-    config = make_config(entry("one", upstream.url), turn_timeout=0.3)
-    async with serving(tmp_path, config, RetryPolicy(max_attempts=1000, base_delay=0.1)) as (_, client):
+    config = make_config(entry("one", upstream.url), turn_timeout=2)
+    async with serving(tmp_path, config, RetryPolicy(max_attempts=1000, base_delay=0.7)) as (server, client):
+        server.gateway.upstream.jitter = lambda: 0.0
         answer = await client.post(PATH, json=ask())
     check_error(answer, 502, "upstream_error", type="server_error")
-    assert 1 <= len(upstream.asked) <= 3
+    assert 2 == len(upstream.asked)  # at 0 and 0.7 s; the next would be at 2.1 s
 
 
 async def test_fallback_answers_for_one_that_hangs(tmp_path: Path, upstream: ScriptedUpstream) -> None:

@@ -32,7 +32,7 @@ BIG = 2**24  # more than both kernels' buffers hold
 
 @pytest.fixture
 def quick_timeout() -> Any:
-    host.mend(write_timeout=0.2)
+    host.mend(write_timeout=0.5)
     yield
     host.mend()
 
@@ -124,7 +124,7 @@ async def test_client_that_reads_slowly_is_not_cut_off() -> None:
                 data = await sock.recv(2**16)
                 assert data
                 size += len(data)
-                await trio.sleep_until(started_at + size / 2**22)  # 1 s for all, five times the limit
+                await trio.sleep_until(started_at + size / 2**21)  # 2 s for all, four times the limit
 
 
 async def test_write_that_is_cancelled_ends_the_connection() -> None:
@@ -200,17 +200,17 @@ async def test_streamed_pieces_leave_at_once() -> None:
 
 
 async def test_idle_connection_ends_after_its_timeout() -> None:
-    async with serving(hello, keep_alive_timeout=0.2) as port, connect(port) as client:
+    async with serving(hello, keep_alive_timeout=0.2) as port:
         started_at = trio.current_time()
-        assert b"" == await client.read_to_the_end()
-        assert 0.2 <= trio.current_time() - started_at < 2
+        async with connect(port) as client:
+            assert b"" == await client.read_to_the_end()
+        assert 0.2 <= trio.current_time() - started_at
 
 
 async def test_each_request_moves_the_timeout() -> None:
     async with serving(hello, keep_alive_timeout=0.4) as port, connect(port) as client:
         started_at = trio.current_time()
-        for number in range(1, 5):
-            await trio.sleep_until(started_at + 0.2 * number)
+        while trio.current_time() < started_at + 0.8:
             assert 200 == (await client.ask()).status
         assert b"" == await client.read_to_the_end()
         assert 1.2 <= trio.current_time() - started_at
@@ -218,10 +218,10 @@ async def test_each_request_moves_the_timeout() -> None:
 
 async def test_answer_may_take_longer_than_the_timeout() -> None:
     async def slow(scope: Any, receive: Any, send: Any) -> None:
-        await trio.sleep(0.4)
+        await trio.sleep(0.7)
         await answer(send, b"late")
 
-    async with serving(answering(slow), keep_alive_timeout=0.1) as port, connect(port) as client:
+    async with serving(answering(slow), keep_alive_timeout=0.5) as port, connect(port) as client:
         assert b"late" == (await client.ask()).body
 
 
