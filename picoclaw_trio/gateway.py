@@ -96,7 +96,11 @@ def open_stored_sessions(config: Config) -> AbstractAsyncContextManager[Sessions
 
 
 def open_stored_memory(config: Config) -> AbstractAsyncContextManager[Memory]:
-    """The conversations that are kept, under the configuration's bounds."""
+    """The conversations that are kept, under the configuration's bounds.
+
+    Raises:
+        StateError: their folder cannot be used.
+    """
     api = config.gateway.openai_api
     return open_memory(config.home / FOLDER_NAME, max_sessions=api.max_sessions, session_ttl=api.session_ttl)
 
@@ -106,7 +110,7 @@ async def open_gateway(config: Config) -> AsyncIterator[Gateway]:
     """State, then upstream, then tools, then ready to serve; leaving goes the other way.
 
     Raises:
-        StateError: the state file cannot be used.
+        StateError: the state file or the folder of the conversations cannot be used.
     """
     api, defaults = config.gateway.openai_api, config.agents.defaults
     policy = RetryPolicy(defaults.max_llm_retries + 1, defaults.llm_retry_backoff_secs)

@@ -54,7 +54,7 @@ def run_gateway(load: Callable[[], Config], on_ready: Callable[[Config, list[str
     """Serve until a signal asks to stop; return when all is closed.
 
     Args:
-        load: reads the configuration, now and on SIGHUP.
+        load: reads the configuration, now, on SIGHUP and when its file has changed.
         on_ready: called once, with the configuration and the addresses that are served, ``http://127.0.0.1:18790``.
 
     Raises:

@@ -9,10 +9,11 @@ where they agree for longest; what agrees stays, with all that the client cannot
     ... and ends with a user's message that was answered   up to it        nothing        regenerate, or asked again
     ... and differs from some place on                     up to there     from there     edited
     is one user's message, or results of open calls        all of it       all            a client without a history
+    is users' messages alone, and agrees nowhere           all of it       all            likewise, some at once
     begins in the middle, and agrees to the end, or for
     two messages at least                                  as above        as above       a client that trims
     begins with results of a call, after its answer        up to the call  all            the results again, or late
-    agrees nowhere                                         nothing         all            another conversation
+    agrees nowhere otherwise                               nothing         all            another conversation
 
 A single message that is the conversation's first is asked again if it was the only one, or if the client is known to
 keep a history; else it is new: people say "yes" twice, and their conversation must not be lost by it.
