@@ -3,8 +3,8 @@
 Theory: up to ``max_turns`` run, up to ``max_waiting`` stand in line for at most ``max_wait`` seconds, everyone else is
 refused at once. There is a line for each holder of a token and a freed place goes to the lines in turn, so a flood
 from one client costs that client's own time.
-Editing rule: a place is handed over in ``leave`` and nowhere else; between a hand-over and the wake-up of the one who
-gets it the place counts as taken.
+Editing rule: a place is handed over when another leaves it or a reload makes more of them, and by ``_hand_over`` alone;
+between a hand-over and the wake-up of the one who gets it the place counts as taken.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Theory: a room that refuses something raises the class that says whose fault it is; the door turns it into a status,
 or, once bytes have left, into an error frame. Nobody looks at a message to decide anything.
-Editing rule: a new failure is a new class or a new ``kind`` here, never a status number in another room.
+Editing rule: a new failure is a new class or a new ``kind`` here; other rooms give a status to ``RequestError`` alone.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Theory: until the first frame the answer may still become a status; the head goes out with that frame, or with the
 first comment. Frames are written by the task that has them, so a slow client holds up whoever asks the model. A second
 task writes the comments that keep proxies from giving up on a silent stream.
-Editing rule: nothing but ``_write`` sends, and it is entered by one task at a time.
+Editing rule: nothing but ``_send_locked`` sends, and only who holds the lock enters it.
 
 Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """

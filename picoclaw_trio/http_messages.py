@@ -139,7 +139,7 @@ class HttpRequest:
 
 @attrs.define
 class HttpAnswer:
-    """A whole answer. Headers are ASCII, their names lower-case."""
+    """A whole answer. Headers are ASCII."""
 
     status: int
     body: bytes

@@ -2,8 +2,8 @@
 
 Theory: each thing that is counted has one function here, called where it happens; nothing else knows the metrics
 library. Hypercorn's workers write their numbers into files of one folder, so whichever of them is asked tells of all.
-Editing rule: a label's values are few and known beforehand: statuses, kinds, aliases of the configuration; never a
-user, a session or a word of a message.
+Editing rule: a label's values are few and known beforehand: statuses, kinds, aliases of the configuration, tools that
+there are; never a user, a session or a word of a message.
 
 Source: https://prometheus.io/docs/practices/naming/
 """

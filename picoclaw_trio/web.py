@@ -1,9 +1,10 @@
 """The HTTP door: a Quart-Trio application that routes requests into the pipeline and encodes what comes out.
 
-Theory: Quart's URL map names the view; the view reads the request, walks ``pipeline`` and gives an ``HttpAnswer``.
+Theory: Quart's URL map names the view; the view reads the request, walks ``pipeline`` and gives an ``HttpAnswer``, or
+nothing where it has streamed its answer.
 Whatever a view raises ends in ``answer_request``, the one place where an error becomes an answer. A request lives in
 the cancel scope that its connection opens for it and dies with its client.
-Editing rule: a view decides nothing about models or sessions, and no other room knows HTTP status lines or headers.
+Editing rule: what is served stands in ``views``; here is what holds for every request, and what runs beside them.
 """
 
 from __future__ import annotations

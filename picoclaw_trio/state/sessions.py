@@ -1,6 +1,6 @@
 """Which model a session, or everyone, has selected: remembered, durable, bounded.
 
-Theory: a scope key ("global", "openai:<user>", "cli:<name>") holds one alias. Sessions are kept in order of use; when
+Theory: a scope key ("global", "openai:<user>") holds one alias. Sessions are kept in order of use; when
 there are too many, the least recently used go, and with a time to live those that nobody used for so long. Order of
 use is exact within a process; other processes and the next start know it to an hour (or a sixteenth of the time to
 live, if that is less), so that using a session writes nothing more often than that. "global" never goes.
