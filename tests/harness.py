@@ -29,6 +29,7 @@ TOKEN = "sk-test-token-1"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 20.0
+LOG_TIMEOUT = 5.0  # for the rest of what an ended server has logged, unless something of it still lives
 Kind = Literal["gateway", "hypercorn"]
 KINDS: tuple[Kind, ...] = ("gateway", "hypercorn")
 ADDRESS = re.compile(rb"(?:Serving|Running on) (http://[^\s/]+:\d+)")
@@ -140,7 +141,7 @@ async def open_process(
                     continue
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
                 await process.wait()
-            nursery.cancel_scope.cancel()
+            nursery.cancel_scope.deadline = trio.current_time() + LOG_TIMEOUT
 
 
 async def _follow_log(server: Server, task_status: trio.TaskStatus[str]) -> None:
