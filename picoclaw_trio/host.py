@@ -2,8 +2,8 @@
 
 Theory: ``mend()`` runs when a worker imports the application, which is before its event loop starts; it puts our
 classes where Hypercorn looks for its own. ``MENDS`` lists them; what is wrong stands with the class that mends it.
-Three mends replace no class of Hypercorn: ``ignore_sigterm_in_workers``, ``_mend_headers`` and, for its
-``trio.serve_listeners``, ``host_accept.mend_accept``.
+Three mends replace no class of Hypercorn's: ``host_worker.ignore_sigterm``, ``_mend_headers`` and, for what it takes
+from Trio, ``host_accept.mend_accept``.
 What cannot be mended from inside a worker: Hypercorn's master exits with 0 after a worker has failed, even one that
 could not start, so a supervisor must restart it always; and it keeps a second SIGTERM or SIGINT for itself.
 Editing rule: nothing here knows about models or messages, and nothing else patches a library.

@@ -3,8 +3,8 @@
 Theory: a listening socket is asked without the scheduler as long as somebody waits there. When the order to stop comes,
 those who are in may finish, and whoever comes meanwhile is let in too, for the application has an answer for him; the
 sockets are closed when the last of those who were in before has gone, and the application no longer holds them open.
-Where only this worker stops, it closes them at once: who comes is for its siblings, or waits for its successor. Clients'
-sockets are of ``plain_socket``.
+Where only this worker stops, it closes them at once: who comes is for its siblings, or waits for its successor.
+Clients' sockets are of ``plain_socket``.
 Editing rule: nothing here knows HTTP, and whatever replaces a wait keeps its bound.
 """
 
