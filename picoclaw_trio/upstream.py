@@ -22,7 +22,7 @@ from .call_pieces import CallPieces
 from .connections import open_pool
 from .echo import ask_echo
 from .errors import UpstreamError
-from .http_target import Take, ask_http
+from .http_target import MAX_ANSWER_BYTES, Take, ask_http
 from .replies import Delta, Fold, Progress, Reply, ReplyStarted, TextDelta, ToolCallDelta
 from .routing import GIVE_UP, MAY_STILL_RUN, ON_FAILURE, RETRY, Action, Route, Target
 from .upstream_reply import Chunk, complete_calls, merge_endings
@@ -161,6 +161,7 @@ class _Hearing:
     calls: CallPieces = attrs.field(factory=CallPieces)
     ending: Chunk = attrs.field(factory=Chunk)
     started: bool = False
+    kept: int = 0
 
     @property
     def spoken(self) -> bool:
@@ -181,9 +182,19 @@ class _Hearing:
     def _hear(self, event: Delta) -> Delta:
         if type(event) is ToolCallDelta:
             event = self.calls.mend(event)
+        if type(event) is not TextDelta and not self.keep_text:
+            self._count(event)
         if self.keep_text or type(event) is not TextDelta:
             self.fold.add(event)
         return event
+
+    def _count(self, event: Delta) -> None:
+        """A stream whose text only passes through may be of any length, but not what is kept of it."""
+        self.kept += len(repr(event))
+        if self.kept > MAX_ANSWER_BYTES:
+            raise UpstreamError(
+                "garbled", detail=f"the calls in its stream have more than {MAX_ANSWER_BYTES} characters"
+            )
 
     @property
     def upstream_model(self) -> str:

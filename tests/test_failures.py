@@ -244,6 +244,20 @@ async def test_stream_without_end_in_the_place_of_a_whole_answer_is_cut_off(
     assert endless.sent < 2 * MAX_ANSWER_BYTES
 
 
+async def test_stream_with_calls_without_end_is_cut_off(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    call = {"index": 0, "id": "1", "function": {"name": "f", "arguments": "x" * 4_000_000}}
+    endless = Endless(frame(chunk({"tool_calls": [call]})))
+    upstream.scripts = [endless]
+    config = make_config(entry("one", upstream.url), streaming=True)
+    async with (
+        serving(tmp_path, config) as (_, client),
+        client.stream("POST", PATH, json=ask(stream=True)) as answer,
+    ):
+        *_, last = [line async for line in answer.aiter_lines() if line]
+    assert "upstream_error" == error_in(last.removeprefix("data: ").encode())["code"]
+    assert endless.sent < 2 * MAX_ANSWER_BYTES
+
+
 async def test_rate_limit_is_passed_on_after_all_attempts_only(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     upstream.scripts = [answers(429, {}, retry_after="0"), answers(429, {}, retry_after="0"), says()]
     config = make_config(entry("one", upstream.url))
