@@ -158,7 +158,10 @@ def _tools(gateway: Gateway, request: ChatRequest, caller: Caller, narrowed: tup
     # Functions of the old kind cannot stand beside tools in one request.
     if not gateway.tools.offers(caller.door) or "functions" in request.parameters or is_side_task(request.messages):
         return None
-    return gateway.tools.box(caller.door, narrowed, tool_names(request.parameters))
+    box = gateway.tools.box(caller.door, narrowed, tool_names(request.parameters))
+    if narrowed and box is None and gateway.tools.box(caller.door, narrowed) is None:
+        gateway.workspace.remark("tools names none of those that are permitted and there, so there are none")
+    return box
 
 
 async def run_turn(gateway: Gateway, plan: TurnPlan, emit: Emit) -> Reply:

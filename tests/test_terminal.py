@@ -755,6 +755,26 @@ async def test_context_and_tools_are_told(tmp_path: Path, upstream: ScriptedUpst
     assert [["list_dir"], ["read_file"]] == [line.split()[:1] for line in (list_dir, read_file)]
 
 
+async def test_lines_of_a_pipe_are_questions_with_whatever_ends_them(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    prepare(tmp_path, upstream)
+    assert 0 == (await run(tmp_path, "agent", typed="first\r\nsecond\nthird")).status
+    assert ["first", "second", "third"] == questions(upstream)
+
+
+async def test_tools_of_agent_md_that_are_not_there_are_told(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    prepare(tmp_path, upstream, **TOOLS)
+    workspace = tmp_path / ".picoclaw" / "workspace"
+    workspace.mkdir()
+    (workspace / "AGENT.md").write_text("---\ntools: [readfile]\n---\n")
+
+    ran = await run(tmp_path, "agent", typed="first\nsecond\n")
+
+    assert "tools" not in upstream.asked[0].body
+    assert 1 == ran.err.count(f"{workspace}/AGENT.md: tools names none of those that are permitted and there")
+
+
 async def test_it_is_told_when_the_oldest_turns_are_no_longer_sent(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     """Which is before the window is full, for the answer has its share of it."""
     window = {"context_window": 2000, "max_tokens": 1000}

@@ -48,7 +48,7 @@ class PipedLines:
 
     def read(self) -> str | None:
         line = sys.stdin.readline()
-        return line.removesuffix("\n") if line else None
+        return line.removesuffix("\n").removesuffix("\r") if line else None
 
 
 @attrs.define
