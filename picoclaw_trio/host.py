@@ -2,10 +2,11 @@
 
 Theory: ``mend()`` runs when a worker imports the application, which is before its event loop starts; it puts our
 classes where Hypercorn looks for its own. ``MENDS`` lists them; what is wrong stands with the class that mends it.
-Three mends replace no class of Hypercorn's: ``host_worker.ignore_sigterm``, ``_mend_headers`` and, for what it takes
-from Trio, ``host_accept.mend_accept``.
+Some mends replace no class of Hypercorn's: ``host_worker.ignore_sigterm`` and ``wait_order``, ``_mend_headers`` and,
+for what it takes from Trio, ``host_accept.mend_accept``.
 What cannot be mended from inside a worker: Hypercorn's master exits with 0 after a worker has failed, even one that
-could not start, so a supervisor must restart it always; and it keeps a second SIGTERM or SIGINT for itself.
+could not start, so a supervisor must restart it always; and where it has several workers, none of them learns of a
+second SIGTERM or SIGINT to the master.
 Editing rule: nothing here knows about models or messages, and nothing else patches a library.
 """
 
@@ -22,6 +23,7 @@ import time
 import types
 from typing import Any
 
+import hypercorn.trio.run
 from hypercorn.config import Config
 
 from . import host_worker
@@ -79,6 +81,7 @@ def mend(*, write_timeout: float = 30.0) -> None:
         setattr(module, name, ours)
     host_connection.Connection.write_timeout = write_timeout
     host_accept.mend_accept()
+    hypercorn.trio.run.check_multiprocess_shutdown_event = host_worker.wait_order  # type: ignore[attr-defined]
     _mend_headers()
 
 

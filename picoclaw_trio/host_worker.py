@@ -11,13 +11,18 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
-from collections import Counter
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 from hypercorn.trio.worker_context import EventWrapper, WorkerContext
 
+if TYPE_CHECKING:
+    from multiprocessing.synchronize import Event as MasterEvent
+
+# Seconds between two looks at the master's order, as Hypercorn has it.
+ORDER_DELAY = 0.1
 # Seconds for the last answers: of turns that are cut off, and to those who came during a stop.
 LATE = 2.0
 
@@ -81,6 +86,7 @@ class Worker(WorkerContext):
         released: set when the application would not mind if nobody came in any more.
         serving: around all connections.
         has_siblings: the master has more workers than this one.
+        order: the master's, to stop.
     """
 
     def __init__(self, max_requests: int | None) -> None:
@@ -89,6 +95,7 @@ class Worker(WorkerContext):
         self.released.set()
         self.serving = trio.CancelScope()
         self.has_siblings = False
+        self.order: MasterEvent | None = None
         self.terminate: StopOrder = StopOrder()
         self.terminated: Flag = Flag()
         _worker.set(self)
@@ -135,22 +142,48 @@ def cut_connections(deadline: float) -> None:
         worker.serving.deadline = min(worker.serving.deadline, deadline)
 
 
-async def wait_hurried() -> None:
-    """Return when a second signal to stop has come to this worker of Hypercorn's itself. Outside of one: never.
+async def wait_order(shutdown_event: MasterEvent, sleep: Callable[[float], Awaitable[Any]]) -> None:
+    """In place of ``check_multiprocess_shutdown_event``, after which nobody looks at the master's orders any more."""
+    _worker.get().order = shutdown_event
+    while not shutdown_event.is_set():
+        await sleep(ORDER_DELAY)
 
-    What the master gets does not come here, but Ctrl-C in a terminal and a signal to the process group come to each. Of
-    SIGTERM a third is waited for where there are more workers: once one has ended, the master sends one to the rest.
+
+async def wait_hurried() -> None:
+    """Return when a second signal to stop has come to this worker of Hypercorn's. Outside of one: never.
+
+    A lone worker learns of a second one to its master. Where there are several, it must be a SIGINT to the whole
+    process group, as of Ctrl-C in a terminal.
     """
     if not _is_worker():
         await trio.sleep_forever()
-    seen = Counter[int]()
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for number in signals:
-            seen[number] += 1
-            worker = _worker.get(None)
-            enough = 3 if number == signal.SIGTERM and worker is not None and worker.has_siblings else 2
-            if seen[number] >= enough:
-                return
+    async with trio.open_nursery() as nursery:
+        for wait in (_wait_second_signal, _wait_second_order):
+            nursery.start_soon(_then_cancel, wait, nursery.cancel_scope)
+
+
+async def _then_cancel(wait: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+    await wait()
+    scope.cancel()
+
+
+async def _wait_second_signal() -> None:
+    """Nobody but a terminal or a person sends SIGINT here, while the master sends SIGTERM once or twice of itself."""
+    with trio.open_signal_receiver(signal.SIGINT) as signals:
+        await anext(signals)
+        await anext(signals)
+
+
+async def _wait_second_order() -> None:
+    """The master gives the same order with each signal, so it shows only where the one before has been taken away."""
+    worker = _worker.get()
+    await worker.terminated.wait()
+    if worker.order is None or worker.has_siblings:  # who might not have seen it yet
+        await trio.sleep_forever()
+        return
+    await wait_order(worker.order, trio.sleep)
+    worker.order.clear()
+    await wait_order(worker.order, trio.sleep)
 
 
 def ignore_sigterm() -> None:

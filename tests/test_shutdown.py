@@ -185,6 +185,7 @@ async def test_running_turns_finish_whatever_is_open_around_them(
     [
         ("gateway", 1, signal.SIGTERM, False),
         ("gateway", 1, signal.SIGINT, True),
+        ("hypercorn", 1, signal.SIGTERM, False),
         ("hypercorn", 1, signal.SIGTERM, True),
         ("hypercorn", 1, signal.SIGINT, True),
         ("hypercorn", 2, signal.SIGINT, True),
