@@ -19,7 +19,8 @@ def describe(config: Config) -> Iterator[str]:
     """Lines for people. Asks the server at the configured address over plain HTTP, with the first of its tokens."""
     gateway, api = config.gateway, config.gateway.openai_api
     yield f"configuration: {config.path or 'none, only defaults'}"
-    yield f"OpenAI API:    {'on' if api.enabled else 'off'}, {len(api.bearer_tokens)} bearer tokens"
+    tokens = len(api.bearer_tokens)
+    yield f"OpenAI API:    {'on' if api.enabled else 'off'}, {tokens} bearer token{'' if tokens == 1 else 's'}"
     yield f"model scope:   {api.model_scope}"
     yield f"models:        {', '.join(config.aliases) or 'none'}"
     yield f"default model: {default_alias(config, Workspace(config.workspace)) or 'none'}"

@@ -195,7 +195,7 @@ async def test_status_tells_whether_the_server_answers(tmp_path: Path) -> None:
     assert 1 <= answers < 1_000_000
     assert "0 running, 0 waiting" in during.out
     assert "not ready (status 503)" in stopping.out
-    for line in ("on, 1 bearer tokens", "session", "echo", str(tmp_path)):
+    for line in ("on, 1 bearer token\n", "session", "echo", str(tmp_path)):
         assert line in before.out
     assert TOKEN not in before.out
 
