@@ -121,6 +121,40 @@ def test_headers_that_the_configuration_asks_for_are_kept() -> None:
     assert config.response_headers("h2") != config.response_headers("h11")
 
 
+# The scheduler
+
+
+class Passes(trio.abc.Instrument):
+    """How many tasks became ready in each pass of the scheduler."""
+
+    def __init__(self) -> None:
+        self.ready: list[int] = [0]
+
+    def after_io_wait(self, timeout: float) -> None:
+        self.ready.append(0)
+
+    def task_scheduled(self, task: trio.lowlevel.Task) -> None:
+        self.ready[-1] += 1
+
+
+async def test_pass_of_the_scheduler_takes_up_a_bounded_number_of_sockets() -> None:
+    pairs = [trio.socket.socketpair() for _ in range(300)]
+    passes = Passes()
+    async with trio.open_nursery() as nursery:
+        for ours, _ in pairs:
+            nursery.start_soon(ours.recv, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        for _, theirs in pairs:
+            theirs._sock.send(b"x")  # type: ignore[attr-defined]  # without a checkpoint, so that all are ready at once
+        trio.lowlevel.add_instrument(passes)
+    trio.lowlevel.remove_instrument(passes)
+    for pair in pairs:
+        for sock in pair:
+            sock.close()
+    assert 300 <= sum(passes.ready)
+    assert host.MAX_EVENTS >= max(passes.ready)
+
+
 # Stopping
 
 
