@@ -61,7 +61,7 @@ DEFAULTS = {
     "keep_alive_timeout": 75.0,  # longer than clients keep a connection, so that they are the ones who close it
 }
 # Sockets that one pass of the scheduler takes up.
-MAX_EVENTS = 64
+MAX_EVENTS = 128
 
 
 def mend(*, write_timeout: float = 30.0) -> None:
