@@ -18,6 +18,7 @@ from .memory import Said
 from .messages import Message, modernise
 from .plan import TurnPlan
 from .replies import Delta, Fold, Progress, Reply, ReplyStarted, TextDelta, ToolCallDelta, Usage
+from .shapes import Json
 from .tools import ToolBox, ToolResult
 from .turn import Answer, Turn
 from .upstream import Emit, Upstream
@@ -84,11 +85,28 @@ async def _drive_steps(upstream: Upstream, plan: TurnPlan, tools: ToolBox, emit:
 
 def _released(plan: TurnPlan) -> TurnPlan:
     """*plan* when tools of ours have run: a choice that called for them is fulfilled, and would call for ever."""
-    choice = plan.parameters.get("tool_choice")
-    is_for_ours = choice == "required" and not plan.client_tools
-    if isinstance(choice, dict) and isinstance(function := choice.get("function"), dict):
-        is_for_ours = str(function.get("name")) not in plan.client_tools
-    return attrs.evolve(plan, parameters={**plan.parameters, "tool_choice": "auto"}) if is_for_ours else plan
+    called_for = _called_for(plan.parameters.get("tool_choice"))
+    if called_for is None or any(name in plan.client_tools for name in called_for or plan.client_tools):
+        return plan
+    return attrs.evolve(plan, parameters={**plan.parameters, "tool_choice": "auto"})
+
+
+def _called_for(choice: Json) -> list[str] | None:
+    """Names of the tools, one of which a ``tool_choice`` demands; none of them: any tool. None: it demands nothing."""
+    if choice == "required":
+        return []
+    if not isinstance(choice, dict):
+        return None
+    allowed = choice.get("allowed_tools")
+    if not isinstance(allowed, dict):
+        return _names([choice]) or None
+    tools = allowed.get("tools")
+    return _names(tools) or None if allowed.get("mode") == "required" and isinstance(tools, list) else None
+
+
+def _names(tools: list[Json]) -> list[str]:
+    functions = [tool.get("function") for tool in tools if isinstance(tool, dict)]
+    return [str(function.get("name")) for function in functions if isinstance(function, dict)]
 
 
 def _request(plan: TurnPlan, conversation: Sequence[Message]) -> UpstreamRequest:

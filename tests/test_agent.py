@@ -196,7 +196,14 @@ async def test_going_on_calling_tools_is_an_honest_error(tmp_path: Path, upstrea
         assert 3 == len(agent.upstream.asked)
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "list_dir"}}])
+FORCED: Any = {"type": "function", "function": {"name": "list_dir"}}
+
+
+@pytest.mark.parametrize(
+    "choice",
+    ["required", FORCED, {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [FORCED]}}],
+    ids=["any", "one", "one of some"],
+)
 async def test_a_forced_call_of_ours_is_forced_once(choice: Any, tmp_path: Path, upstream: ScriptedUpstream) -> None:
     async def obeys(exchange: Any) -> None:
         is_forced = exchange.asked.body.get("tool_choice") == choice
@@ -207,11 +214,17 @@ async def test_a_forced_call_of_ours_is_forced_once(choice: Any, tmp_path: Path,
         assert "It is empty." == await agent.ask("What is there?", tool_choice=choice)
 
 
-async def test_a_forced_call_of_the_clients_stays_forced(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+ALLOWED: Any = {"mode": "required", "tools": [FORCED, {"type": "function", "function": {"name": "buy"}}]}
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "allowed_tools", "allowed_tools": ALLOWED}])
+async def test_a_forced_call_of_the_clients_stays_forced(
+    choice: Any, tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
     async with open_agent(tmp_path, upstream, ["list_dir"]) as agent:
         agent.script(calls(call("1", "list_dir")), calls(call("2", "buy")))
-        await agent.ask("Buy it.", tools=[BUY], tool_choice="required")
-        assert ["required", "required"] == [asked.body["tool_choice"] for asked in upstream.asked]
+        await agent.ask("Buy it.", tools=[BUY], tool_choice=choice)
+        assert [choice, choice] == [asked.body["tool_choice"] for asked in upstream.asked]
 
 
 @pytest.mark.parametrize("history", ["client", "session"])
