@@ -152,8 +152,8 @@ async def wait_order(shutdown_event: MasterEvent, sleep: Callable[[float], Await
 async def wait_hurried() -> None:
     """Return when a second signal to stop has come to this worker of Hypercorn's. Outside of one: never.
 
-    A lone worker learns of a second one to its master. Where there are several, it must be a SIGINT to the whole
-    process group, as of Ctrl-C in a terminal.
+    A lone worker learns of a second one to its master, where SIGHUP, by which that begins anew, counts as one. Where
+    there are several, it must be a SIGINT to the whole process group, as of Ctrl-C in a terminal.
     """
     if not _is_worker():
         await trio.sleep_forever()
@@ -193,7 +193,7 @@ def ignore_sigterm() -> None:
     soon as the first worker has stopped, sends it to those that are still answering.
     """
     if _is_worker():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: None)  # not SIG_IGN, which the MCP servers would inherit
 
 
 def _is_worker() -> bool:

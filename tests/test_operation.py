@@ -498,3 +498,13 @@ async def test_metrics_count_retries_fallbacks_state_writes_and_clients_that_lef
     assert 1 == number(text, 'picoclaw_fallbacks_total{kind="auth",model="two"}')
     assert 1 == number(text, 'picoclaw_state_writes_total{outcome="ok"}')
     assert 1 == number(text, 'picoclaw_requests_total{status="499"}')
+
+
+@pytest.mark.parametrize("kind", ["gateway", "hypercorn"])
+async def test_mcp_server_may_be_ended_by_a_signal(kind: Kind, tmp_path: Path) -> None:
+    """It inherits what its starter ignores, and a shell could not even catch that."""
+    script = "trap 'echo was asked to end >&2; exit' TERM; kill $$; exec sleep 60"
+    servers = {"one": {"command": "sh", "args": ["-c", script]}}
+    tools = {"allow": {"http": ["mcp_one_*"]}, "mcp": {"enabled": True, "servers": servers}}
+    async with open_server(tmp_path, {**make_config(), "tools": tools}, kind) as server:
+        await wait_logged(server, b"was asked to end")
