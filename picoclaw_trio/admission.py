@@ -28,6 +28,10 @@ class AdmissionStatistics:
     waiting: int
 
 
+def _shutting_down() -> BusyError:
+    return BusyError("The gateway is shutting down.", "shutting_down")
+
+
 @attrs.define
 class Admission:
     """The gate before a turn.
@@ -65,7 +69,13 @@ class Admission:
             BusyError: code ``shutting_down``: the server takes no more requests.
         """
         if self.draining:
-            raise BusyError("The gateway is shutting down.", "shutting_down")
+            raise _shutting_down()
+
+    def end_turns(self, deadline: float) -> None:
+        """Let no turn go on after *deadline*, in Trio's time; until then they may begin."""
+        self._deadline = min(self._deadline, deadline)
+        for turn in self._turns:
+            turn.deadline = self._deadline
 
     def drain(self, deadline: float = math.inf) -> None:
         """Take nobody in from now on, and send away who stands in line.
@@ -74,9 +84,7 @@ class Admission:
             deadline: Trio time until which what runs may go on.
         """
         self.draining = True
-        self._deadline = min(self._deadline, deadline)
-        for turn in self._turns:
-            turn.deadline = self._deadline
+        self.end_turns(deadline)
         for line in self._lines.values():
             for event in line:
                 event.set()
@@ -106,7 +114,7 @@ class Admission:
             self._turns.discard(scope)
             self._leave()
         if scope.cancelled_caught:
-            self.check_open()
+            raise _shutting_down()
 
     async def _wait_place(self, holder: int) -> None:
         if self._waiting >= self.max_waiting:

@@ -91,6 +91,7 @@ async def _serve_clients(handler: Handler, listeners: list[Listener], worker: Wo
                 door.clients = late
                 if worker.terminate.is_own:  # others will serve those who come
                     door.open.cancel()
+        worker.left.set()
         await worker.released.wait()
         for door in doors:
             door.open.cancel()

@@ -83,6 +83,7 @@ class Worker(WorkerContext):
     To the application a shutdown comes only when the last request has ended, which a stream does not do by itself.
 
     Attributes:
+        left: set when all those have gone who were in before a stop.
         released: set when the application would not mind if nobody came in any more.
         serving: around all connections.
         has_siblings: the master has more workers than this one.
@@ -91,6 +92,7 @@ class Worker(WorkerContext):
 
     def __init__(self, max_requests: int | None) -> None:
         super().__init__(max_requests)
+        self.left = trio.Event()
         self.released = trio.Event()
         self.released.set()
         self.serving = trio.CancelScope()
@@ -117,6 +119,16 @@ async def wait_draining() -> None:
         await trio.sleep_forever()
     else:
         await worker.terminated.wait()
+
+
+async def wait_left() -> None:
+    """Where others serve those who come: return when all have gone who were in. Where a stop is everybody's: at once.
+
+    For the task that has waited for ``wait_draining``.
+    """
+    worker = _worker.get()
+    if worker.terminate.is_own:
+        await worker.left.wait()
 
 
 def hold_open() -> None:

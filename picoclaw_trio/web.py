@@ -122,6 +122,11 @@ class GatewayApp(QuartTrio):
 
     async def _drain_with_host(self) -> None:
         await host_worker.wait_draining()
+        deadline = trio.current_time() + self._at_start.gateway.grace
+        self.gateway.admission.end_turns(deadline)
+        # A worker that has served enough lets nobody in, and who has come in knows of no stop: it is not sent away.
+        with trio.move_on_at(deadline):
+            await host_worker.wait_left()
         self._draining.set()
 
     async def _hurry_with_host(self) -> None:

@@ -268,6 +268,22 @@ async def test_newcomers_wait_for_the_successor_of_a_worker_that_has_served_enou
         check_served(await busy.read_answer())
 
 
+async def test_who_is_in_is_served_by_a_worker_that_has_served_enough(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    upstream.scripts = [says_as_asked("Hello!")]
+    config = make_config(entry("one", upstream.url), on_disconnect="finish")
+    async with (
+        open_server(tmp_path, config, "hypercorn", "--max-requests", "1") as server,
+        connect(server.port) as slow,
+        connect(server.port) as last,
+    ):
+        await slow.send(WHOLE[:-5])
+        assert 200 == (await last.ask(head("GET", "/health"))).status
+        assert b"" == await last.read_to_the_end()
+        check_served(await slow.ask(WHOLE[-5:]))
+
+
 def count_living(server: Server) -> int:
     """The server's processes but for those that have ended, whose command line is empty, or gone with them."""
     living = 0
