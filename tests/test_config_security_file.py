@@ -91,6 +91,8 @@ def test_keys_may_stand_elsewhere(tmp_path: Path) -> None:
         ("sk-secret", "$", "expected an object, not a string"),
         ("a: b\nc: 'sk-secret", "$", "is not YAML, first in line 2"),
         ("a: b\nc: !x [sk-secret", "$", "is not YAML, first in line 2"),
+        ('a: "sk-secret\\U00110000"', "$", "is not YAML"),
+        ('a: "sk-secret\\UFFFFFFFF"', "$", "is not YAML"),
         (b"a: \xff", "$", "is not UTF-8, first in line 1"),
         ("[" * 5000, "$", "is not YAML"),
         ("#" + "x" * 1024 * 1024, "$", "is larger than 1048576 bytes"),

@@ -85,7 +85,7 @@ def _read_yaml(text: str) -> dict[str, Any]:
 
     try:
         document = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - makes texts, lists and dicts, nothing else
-    except (yaml.YAMLError, RecursionError) as exc:
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as exc:  # the last two of escapes too large
         # Not "from exc": the exception holds the text, and its secrets.
         mark = getattr(exc, "problem_mark", None)
         raise wrong(f"is not YAML{f', first in line {mark.line + 1}' if mark else ''}") from None
