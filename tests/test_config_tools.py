@@ -118,9 +118,18 @@ def test_variable_of_an_mcp_server_may_hold_any_text(value: str, tmp_path: Path)
     assert value == load(tmp_path, mcp={"servers": servers}).tools.mcp.servers["s"].env["SETTING"].reveal()
 
 
-def test_variable_that_no_process_can_have_is_refused(tmp_path: Path) -> None:
-    servers = {"s": {"command": "x", "env": {"SETTING": "a\0b"}}}
-    assert [("mcp.servers.s.env.SETTING", "must not have a NUL")] == problems(tmp_path, mcp={"servers": servers})
+@pytest.mark.parametrize(
+    ("server", "place"),
+    [
+        ({"command": "x", "env": {"SETTING": "a\0b"}}, "env.SETTING"),
+        ({"command": "x\0"}, "command"),
+        ({"command": "x", "args": ["a", "\0"]}, "args[1]"),
+        ({"command": "x", "env_file": "a\0b"}, "env_file"),
+    ],
+)
+def test_what_no_process_can_be_started_with_is_refused(server: Any, place: str, tmp_path: Path) -> None:
+    found = problems(tmp_path, mcp={"servers": {"s": server}})
+    assert [(f"mcp.servers.s.{place}", "must not hold a NUL")] == found
 
 
 @pytest.mark.parametrize("program", ["bin/ls", "./ls", "../ls", "", " ls"])

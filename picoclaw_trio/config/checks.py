@@ -158,7 +158,10 @@ Key = Annotated[
     hides(matches(r"[\x21-\x7e]+", "must be printable ASCII without spaces")),
 ]
 HiddenHeaderValue = Annotated[Secret, hides(HEADER_VALUE)]
-HiddenText = Annotated[Secret, hides(matches(r"[^\0]*", "must not have a NUL"))]
+# What a program is started with.
+NO_NUL = matches(r"[^\0]*", "must not hold a NUL")
+Argument = Annotated[str, NO_NUL]
+HiddenText = Annotated[Secret, hides(NO_NUL)]
 Hosts = Annotated[
     str, satisfies(lambda text: all(map(is_host, hosts_of(text))), "must be a host, or several with commas between")
 ]

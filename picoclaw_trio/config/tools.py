@@ -15,7 +15,18 @@ from typing import Annotated, Literal
 
 import attrs
 
-from .checks import Count, HeaderName, HiddenHeaderValue, HiddenText, Name, Seconds, check_url, matches, satisfies
+from .checks import (
+    Argument,
+    Count,
+    HeaderName,
+    HiddenHeaderValue,
+    HiddenText,
+    Name,
+    Seconds,
+    check_url,
+    matches,
+    satisfies,
+)
 from .strict import did_you_mean, quoted, wrong
 
 Door = Literal["http", "terminal"]
@@ -125,10 +136,10 @@ class McpServerConfig:
 
     enabled: bool = True
     type: Literal["stdio", "http", "streamable-http", "sse"] | None = None
-    command: str | None = None
-    args: tuple[str, ...] = ()
+    command: Argument | None = None
+    args: tuple[Argument, ...] = ()
     env: Mapping[Variable, HiddenText] = MappingProxyType({})
-    env_file: str | None = None
+    env_file: Argument | None = None
     url: ServerUrl | None = attrs.field(default=None, repr=False)
     headers: Mapping[HeaderName, HiddenHeaderValue] = MappingProxyType({})
     timeout: Seconds = 60.0
