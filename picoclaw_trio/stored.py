@@ -107,7 +107,12 @@ async def open_stored(config: Config) -> AsyncIterator[Stored]:
 
 def _spelled(name: str) -> str:
     """A name that clients chose, with what cannot be printed spelled as in Python, and in a shell's ``$'...'``."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in name)
+    return "".join(sign if sign.isprintable() else _escape(sign) for sign in name)
+
+
+def _escape(sign: str) -> str:
+    # To a shell \xa0 is a byte.
+    return f"\\u{ord(sign):04x}" if 0x80 <= ord(sign) < 0x100 else sign.encode("unicode_escape").decode()
 
 
 def _paragraph(said: Said) -> str:

@@ -97,13 +97,13 @@ async def test_conversations_are_told_with_the_selections(tmp_path: Path, upstre
 
 async def test_name_that_a_client_chose_gives_no_orders_and_makes_no_row(tmp_path: Path) -> None:
     write_config(tmp_path, make_config())
-    key = "openai:\x1b]0;title\x07\x1b[31mred\nopenai:fake\tone\u202e"
+    key = "openai:\x1b]0;title\x07\x1b[31mred\nopenai:fake\tone\u202e\u00a0\u0085"
     async with open_sessions(tmp_path / ".picoclaw") as sessions:
         await sessions.select(key, "echo").wait()
 
     status, shown = await picoclaw(tmp_path, "list")
     assert (0, 1) == (status, shown.count("\n"))
-    assert r"openai:\x1b]0;title\x07\x1b[31mred\nopenai:fake\tone\u202e" == shown.split("\t")[0]
+    assert r"openai:\x1b]0;title\x07\x1b[31mred\nopenai:fake\tone\u202e\u00a0\u0085" == shown.split("\t")[0]
     assert (0, shown) == await picoclaw(tmp_path, "show", key)
     assert (0, "") == await picoclaw(tmp_path, "delete", key)
     assert (0, "") == await picoclaw(tmp_path, "list")
