@@ -66,7 +66,7 @@ def _read(source: str, warn: Warn) -> FrontMatter | None:
         return NO_TOOLS
     try:
         fields = yaml.load(source, Loader=yaml.BaseLoader)  # noqa: S506 - makes texts, lists and dicts, nothing else
-    except (yaml.YAMLError, RecursionError) as exc:
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as exc:  # the last two of escapes too large
         warn(f"the front matter is not YAML{_place(exc)}, so no tools are allowed")
         return NO_TOOLS
     if fields is None:

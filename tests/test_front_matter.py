@@ -122,6 +122,13 @@ def test_warning_names_the_line_of_the_file_and_nothing_in_it() -> None:
     assert ["the front matter is not YAML (line 4), so no tools are allowed"] == told
 
 
+@pytest.mark.parametrize("escape", [r"\U00110000", r"\UFFFFFFFF"])
+def test_escape_of_what_no_text_can_hold_allows_no_tools(escape: str) -> None:
+    found, told = front(f'name: "{escape}"')
+
+    assert ((), ["the front matter is not YAML, so no tools are allowed"]) == (found.tools, told)
+
+
 def test_aliases_that_multiply_cost_nothing() -> None:
     bomb = "\n".join(["a0: &a0 [x,x,x,x,x,x,x,x,x]", *(f"a{n}: &a{n} [{f'*a{n - 1},' * 9}]" for n in range(1, 20))])
 
