@@ -61,6 +61,10 @@ def test_keys_replace_those_of_the_configuration(tmp_path: Path) -> None:
         "model_list: {}",
         "model_list: {m: }",
         "model_list: {m: {api_keys: []}}",
+        "null",
+        "model_list: ~",
+        "model_list: {m: null}",
+        "model_list: {m: {api_keys: null}}",
         "web: {}",
     ],
 )

@@ -20,6 +20,8 @@ SECURITY_FILE = ".security.yml"
 ROOT = f"{SECURITY_FILE}: $"
 MODELS, KEYS = "model_list", "api_keys"
 MAX_SECURITY_BYTES = 1024 * 1024
+# YAML's ways to write nothing.
+NOTHING = ("", "~", "null", "Null", "NULL")
 
 
 def security_path(path: Path) -> Path:
@@ -71,12 +73,12 @@ def _read_keys(path: Path, tray: Tray) -> dict[str, Any]:
         text = read_text(path, MAX_SECURITY_BYTES)
     except FileNotFoundError:
         return {}
-    models, keys = _read_yaml(text).get(MODELS) or {}, {}
+    models, keys = _given(_read_yaml(text).get(MODELS)) or {}, {}
     with tray.at(MODELS):
         expect(dict, models)
     for name, entry in models.items() if type(models) is dict else ():
         with tray.at(MODELS, name):
-            keys[name] = expect(dict, entry or {}).get(KEYS)
+            keys[name] = _given(expect(dict, _given(entry) or {}).get(KEYS))
     return {name: value for name, value in keys.items() if value}
 
 
@@ -89,4 +91,8 @@ def _read_yaml(text: str) -> dict[str, Any]:
         # Not "from exc": the exception holds the text, and its secrets.
         mark = getattr(exc, "problem_mark", None)
         raise wrong(f"is not YAML{f', first in line {mark.line + 1}' if mark else ''}") from None
-    return expect(dict, document or {})
+    return expect(dict, _given(document) or {})
+
+
+def _given(value: Any) -> Any:
+    return None if value in NOTHING else value
