@@ -397,6 +397,32 @@ async def test_line_is_begun_again_after_a_stop(tmp_path: Path, upstream: Script
     assert ["half a question"] == questions(upstream)
 
 
+async def test_terminal_is_given_back_for_a_stop_during_a_turn(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    go_on = trio.Event()
+
+    async def waits(exchange: Exchange) -> None:
+        await go_on.wait()
+        await says("Hello!")(exchange)
+
+    prepare(tmp_path, upstream, waits)
+    async with at_terminal(tmp_path, "agent", **XTERM) as terminal:
+        before = terminal.modes()
+        await terminal.see("> ")
+        await terminal.type("first\r")
+        await upstream.wait_asked()
+        await terminal.see(LEAVE_PASTES)
+        await terminal.see(MARK_PASTES)
+        during = terminal.modes()
+        await terminal.type("\x1a")
+        await terminal.see(LEAVE_PASTES)
+        await terminal.see(MARK_PASTES)  # as in the test above it goes on at once
+        assert during == terminal.modes()
+        go_on.set()
+        await terminal.see("Hello!")
+        await leave(terminal)
+        assert before == terminal.modes()
+
+
 async def test_ctrl_c_ends_a_single_question(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     prepare(tmp_path, upstream, hangs)
     async with at_terminal(tmp_path, "agent", "-m", "first") as terminal:

@@ -8,6 +8,7 @@ Editing rule: nothing else imports readline.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import termios
@@ -111,9 +112,12 @@ class ReadlineEditor(PlainEditor):
     @contextmanager
     def quiet(self) -> Iterator[None]:
         with _modes_kept() as modes, _pastes_marked() if self.pastes_whole else nullcontext():
+            before = [*modes]
             modes[3] &= ~termios.ECHO
             termios.tcsetattr(sys.stdin, termios.TCSANOW, modes)
-            yield
+            leave, mark = (LEAVE_PASTES, MARK_PASTES) if self.pastes_whole else ("", "")
+            with _stops_between(partial(_set_terminal, before, leave), partial(_set_terminal, modes, mark)):
+                yield
 
 
 @contextmanager
@@ -166,6 +170,34 @@ def _stop_raised() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTSTP, before)
+
+
+@contextmanager
+def _stops_between(leave: Callable[[], None], enter: Callable[[], None]) -> Iterator[None]:
+    """Have the terminal left before a stop, and entered again after it: the shell has it meanwhile."""
+
+    def on_stop(signum: int, frame: FrameType | None) -> None:
+        leave()
+        signal.signal(signum, signal.SIG_DFL)
+        signal.raise_signal(signum)
+        signal.signal(signum, on_stop)
+        enter()
+
+    before = signal.getsignal(signal.SIGTSTP)
+    if before == signal.SIG_DFL:
+        signal.signal(signal.SIGTSTP, on_stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTSTP, before)
+
+
+def _set_terminal(modes: list[Any], order: str) -> None:
+    """For handlers of signals. Does nothing in the background, where it would stop the program."""
+    with suppress(OSError, termios.error):  # it is gone
+        if os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp():
+            termios.tcsetattr(sys.stdin, termios.TCSANOW, modes)
+            os.write(sys.stdout.fileno(), order.encode())  # print may be what was interrupted
 
 
 def _load_readline() -> ModuleType | None:
