@@ -1199,13 +1199,17 @@ async def test_server_whose_state_cannot_be_written_is_not_ready(tmp_path: Path)
     assert str(tmp_path) not in answer.text
 
 
-@pytest.mark.parametrize(("history", "status"), [("session", 503), ("client", 200)])
-async def test_server_that_can_keep_no_conversation_is_not_ready(history: str, status: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("history", "is_blocked", "status"), [("session", False, 200), ("session", True, 503), ("client", True, 200)]
+)
+async def test_server_that_can_keep_no_conversation_is_not_ready(
+    history: str, is_blocked: bool, status: int, tmp_path: Path
+) -> None:
     folder = tmp_path / ".picoclaw" / FOLDER_NAME
     async with serve_here(tmp_path, make_config(history=history)) as server, open_client(server.url) as client:
-        assert 200 == (await client.get("/ready")).status_code
-        folder.rmdir()
-        folder.write_bytes(b"in the way")
+        if is_blocked:
+            folder.rmdir()
+            folder.write_bytes(b"in the way")
         assert status == (await client.get("/ready")).status_code
         assert status == (await client.post(PATH, json=ask())).status_code
 

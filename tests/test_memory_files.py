@@ -384,7 +384,22 @@ async def test_folder_that_was_removed_is_made_again_where_the_home_stands(tmp_p
         assert not folder.parent.exists()
 
 
-async def test_why_nothing_can_be_kept_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_folder_is_probed_at_most_once_a_second(tmp_path: Path, mock_clock: MockClock) -> None:
+    disk = WatchedDisk()
+    async with memory_in(tmp_path, disk=disk) as memory:
+        disk.steps.clear()
+        for _ in range(3):
+            async with trio.open_nursery() as nursery:
+                for _ in range(10):
+                    nursery.start_soon(memory.check_writable)
+            mock_clock.jump(0.5)
+
+    assert 2 == disk.steps.count("lock")
+
+
+async def test_why_nothing_can_be_kept_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mock_clock: MockClock
+) -> None:
     folder = tmp_path / "memory"
     async with memory_in(folder) as memory:
         folder.rmdir()
@@ -394,6 +409,7 @@ async def test_why_nothing_can_be_kept_is_told_once(tmp_path: Path, caplog: pyte
                 await memory.check_writable()
             assert not await is_stored(memory, KEY, [])
         folder.unlink()
+        mock_clock.jump(1)
         await memory.check_writable()
         assert [] == names(folder)
         assert await is_stored(memory, KEY, [])

@@ -31,6 +31,7 @@ from .values import Said
 MAX_THREADS = 8  # turns that read or write at the same moment
 MAX_SWEEP_DELAY = 3600.0
 SWEEP_SHARE = 16
+PROBE_INTERVAL = 1.0  # however often /ready is asked
 DISK = Disk()
 
 log = logging.getLogger("picoclaw_trio.memory")
@@ -84,6 +85,8 @@ class Memory:
         self._count = self._unseen = 0
         self._sweep_at = math.inf
         self._is_sweeping = self._is_in_trouble = False
+        self._probe_at = -math.inf
+        self._found: str | None = None  # by the last probe
 
     async def open(self) -> None:
         await in_thread(self._files.open, self._threads)
@@ -115,12 +118,21 @@ class Memory:
         await self._sweep_if_due()
 
     async def check_writable(self) -> None:
-        """
+        """Find out whether a session could have its turn now; at most once a second.
+
         Raises:
-            StateError: no session could have its turn now.
+            StateError: none could, now or less than a second ago.
         """
-        with self._trouble_told():
-            await in_thread(self._files.probe, self._threads)
+        if trio.current_time() >= self._probe_at:
+            self._probe_at = trio.current_time() + PROBE_INTERVAL
+            try:
+                with self._trouble_told():
+                    await in_thread(self._files.probe, self._threads)
+                self._found = None
+            except StateError as exc:
+                self._found = exc.reason
+        if self._found is not None:
+            raise StateError(self._found)
 
     async def sessions(self) -> tuple[Conversation, ...]:
         """All conversations, the least recently used first."""
