@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import tempfile
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,27 @@ async def test_refused_change_is_undone_and_the_next_one_tries_again(tmp_path: P
         assert sessions.problem is None
         assert {"openai:a": "m1", "openai:b": "m3"} == held(sessions) == await found(tmp_path)
     assert NAMES == names(tmp_path)
+
+
+@pytest.mark.parametrize("is_folded", [False, True])
+async def test_what_others_wrote_after_a_change_that_could_not_be_taken_back_is_seen(
+    tmp_path: Path, is_folded: bool
+) -> None:
+    disk = RefusingDisk()
+    async with open_sessions(tmp_path) as sessions:
+        await sessions.select("openai:a", "m1").wait()
+    async with open_sessions(tmp_path, folding=NEVER, disk=disk) as sessions, AsyncExitStack() as stack:
+        others = await stack.enter_async_context(open_sessions(tmp_path, folding=NEVER))
+        disk.refused = {"sync_data", "truncate"}
+        await reason(sessions.select("openai:a", "m2"))
+        disk.refused = set()
+        await others.select("openai:b", "m3").wait()
+        if is_folded:
+            await stack.aclose()
+
+        assert {"openai:a": "m2", "openai:b": "m3"} == held(sessions)
+        await sessions.select("openai:c", "m4").wait()
+    assert {"openai:a": "m2", "openai:b": "m3", "openai:c": "m4"} == await found(tmp_path)
 
 
 async def test_alias_whose_write_was_refused_is_written_when_selected_again(tmp_path: Path) -> None:

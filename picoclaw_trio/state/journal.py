@@ -171,7 +171,10 @@ class LineWriter:
     def limit(self, place: Place) -> int | None:
         """Give the offset at which readers in this process have to stop, if there is one."""
         fence = self._fence
-        return fence.start if fence and fence.id == place.header.id else None
+        if fence is None or fence.id != place.header.id:
+            return None
+        has_become_history = fence.start < fence.end < place.size()  # others wrote after it, see take_back
+        return None if has_become_history else fence.start
 
     def append(self, place: Place, records: tuple[Record, ...], ticket: Ticket) -> None:
         """Append *records* to the journal, which was read to its end, and sync it.

@@ -210,7 +210,8 @@ class Storage:
         try:
             if fresh.header.follows != place.header.id:
                 raise Rewritten
-            records = place.read(self._writer.limit(place)) + fresh.read(self._writer.limit(fresh))
+            # The old one without a limit: whoever folded it took all of it over, and nobody can take it back now.
+            records = place.read() + fresh.read(self._writer.limit(fresh))
             changed.update(apply(rows, records))
         except BaseException:
             fresh.close()
