@@ -97,16 +97,18 @@ class Process:
                 with suppress(ProcessLookupError):
                     os.sched_setaffinity(int(thread.name), cores)
 
-    def wait_address(self, timeout: float) -> int:
-        """The port that it says it serves.
+    def wait_address(self, timeout: float, workers: int = 1) -> int:
+        """The port that it says it serves, once each of its workers has said so: one that is held still in the middle
+        of its start would fail when it goes on.
 
         Raises:
             BenchmarkError: it ended, or said nothing for so long.
         """
         ends_at = time.monotonic() + timeout
         while time.monotonic() < ends_at and self.popen.poll() is None:
-            if match := ADDRESS.search(self.said()):
-                return int(match[1])
+            ports = ADDRESS.findall(self.said())
+            if len(ports) >= workers:
+                return int(ports[0])
             time.sleep(POLL_DELAY)
         raise BenchmarkError(f"{self.popen.args!r} does not serve; it said: {self.said()[-SHOWN_OF_LOG:]}")
 

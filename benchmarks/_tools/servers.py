@@ -70,6 +70,7 @@ def hypercorn_gateway(stage: Stage, workers: int) -> Server:
             hypercorn("picoclaw_trio:app", workers),
             cores=cores.server,
             environment=gateway_home(stage, name),
+            workers=workers,
         ),
     )
 

@@ -116,6 +116,7 @@ class Stage:
         cores: Collection[int] | None = None,
         environment: Mapping[str, str] | None = None,
         timeout: float = START_TIMEOUT,
+        workers: int = 1,
     ) -> Server:
         """Start a server, wait until it has answered once, and hold it still.
 
@@ -127,7 +128,7 @@ class Stage:
         """
         process = self.start(name, command, cores=cores, environment=environment)
         try:
-            port = process.wait_address(timeout) if port is None else port
+            port = process.wait_address(timeout, workers) if port is None else port
             wait_answer(process, port, (requests or [request()])[0], timeout)
         except BaseException:
             process.stop()
