@@ -163,13 +163,8 @@ def _stop_raised() -> Iterator[None]:
     def on_stop(signum: int, frame: FrameType | None) -> None:
         raise _Stopped
 
-    before = signal.getsignal(signal.SIGTSTP)
-    if before == signal.SIG_DFL:
-        signal.signal(signal.SIGTSTP, on_stop)
-    try:
+    with _on_stop(on_stop):
         yield
-    finally:
-        signal.signal(signal.SIGTSTP, before)
 
 
 @contextmanager
@@ -183,9 +178,16 @@ def _stops_between(leave: Callable[[], None], enter: Callable[[], None]) -> Iter
         signal.signal(signum, on_stop)
         enter()
 
+    with _on_stop(on_stop):
+        yield
+
+
+@contextmanager
+def _on_stop(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have *handler* called instead of a stop, unless somebody has ordered otherwise before."""
     before = signal.getsignal(signal.SIGTSTP)
     if before == signal.SIG_DFL:
-        signal.signal(signal.SIGTSTP, on_stop)
+        signal.signal(signal.SIGTSTP, handler)
     try:
         yield
     finally:
