@@ -52,6 +52,14 @@ HALF_BODIES = {
 }
 
 
+def says_when(go_on: trio.Event) -> Script:
+    async def script(exchange: Exchange) -> None:
+        await go_on.wait()
+        await says_as_asked("Hello!")(exchange)
+
+    return script
+
+
 @attrs.define
 class Around:
     """What is open around the turns that run.
@@ -132,12 +140,7 @@ async def open_busy(
 ) -> AsyncIterator[tuple[Server, Around, trio.Event]]:
     """A server amid all that; its turns are answered when the event is set, but for the one that hangs."""
     go_on = trio.Event()
-
-    async def says_later(exchange: Exchange) -> None:
-        await go_on.wait()
-        await says_as_asked("Hello!")(exchange)
-
-    scripts: dict[str, Script] = {"one": says_later, "big": Endless(BIG), "none": hangs}
+    scripts: dict[str, Script] = {"one": says_when(go_on), "big": Endless(BIG), "none": hangs}
     upstream.scripts = [by_model(scripts)]
     # No limit but the grace ends anything within the time of a test.
     patient = {"streaming": True, "write_timeout": 600, "body_timeout": 600}
@@ -212,12 +215,7 @@ async def test_second_signal_cuts_short_whatever_is_open(
 async def test_one_worker_of_two_goes_on_while_it_has_a_turn(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     """Though the master sends it another signal when the first worker has ended; and it tells newcomers."""
     go_on = trio.Event()
-
-    async def says_later(exchange: Exchange) -> None:
-        await go_on.wait()
-        await says_as_asked("Hello!")(exchange)
-
-    upstream.scripts = [says_later]
+    upstream.scripts = [says_when(go_on)]
     config = make_config(entry("one", upstream.url), gateway={"grace": 600})
     async with open_server(tmp_path, config, "hypercorn", "--workers", "2") as server, connect(server.port) as client:
         await wait_until(lambda: 2 == server.log.count(b"unning on"), START_TIMEOUT)
@@ -238,12 +236,7 @@ async def test_newcomers_wait_for_the_successor_of_a_worker_that_has_served_enou
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
     go_on = trio.Event()
-
-    async def says_later(exchange: Exchange) -> None:
-        await go_on.wait()
-        await says_as_asked("Hello!")(exchange)
-
-    upstream.scripts = [says_later]
+    upstream.scripts = [says_when(go_on)]
     config = make_config(entry("one", upstream.url), gateway={"grace": 600})
     async with (
         open_server(tmp_path, config, "hypercorn", "--max-requests", "3") as server,
