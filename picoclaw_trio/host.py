@@ -4,9 +4,9 @@ Theory: ``mend()`` runs when a worker imports the application, which is before i
 classes where Hypercorn looks for its own. ``MENDS`` lists them; what is wrong stands with the class that mends it.
 Some mends replace no class of Hypercorn's: ``host_worker.ignore_sigterm`` and ``wait_order``, ``_mend_headers`` and,
 for what it takes from Trio, ``host_accept.mend_accept``. One is of Trio itself: ``_mend_passes``.
-What cannot be mended from inside a worker: Hypercorn's master exits with 0 after a worker has failed, even one that
-could not start, so a supervisor must restart it always; and where it has several workers, none of them learns of a
-second SIGTERM or SIGINT to the master.
+What is not mended: Hypercorn's master exits with 0 after a worker has failed, even one that could not start, so a
+supervisor must restart it always; and where it has several workers, none of them learns of a second SIGTERM or SIGINT
+to the master.
 Editing rule: nothing here knows about models or messages, and nothing else patches a library.
 """
 
