@@ -10,53 +10,17 @@ Source: https://prometheus.io/docs/practices/naming/
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import multiprocessing
 import os
-import shutil
-import tempfile
-from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
+from .worker_folder import worker_folder
 
-def _share_with_other_workers() -> None:
-    """Let the library keep its numbers in a folder that all workers of this one's master use.
-
-    Its name comes from what only they know, so that no other user can be there first, and no earlier master of the
-    same process id, as in a container, has left its numbers there. Folders of masters that are gone are removed; those
-    in use are locked, which also keeps systemd-tmpfiles from taking them away when they are old.
-    """
-    root, prefix, master = Path(tempfile.gettempdir()), f"picoclaw-workers-{os.getuid()}-", str(os.getppid())
-    shared = hashlib.sha256(multiprocessing.current_process().authkey).hexdigest()[:32]
-    own = root / f"{prefix}{master}-{shared}"
-    own.mkdir(mode=0o700, exist_ok=True)
-    fcntl.flock(os.open(own, os.O_RDONLY | os.O_DIRECTORY), fcntl.LOCK_SH)  # as long as the process
-    for folder in root.glob(f"{prefix}*"):
-        process_id = folder.name.removeprefix(prefix).partition("-")[0]
-        if folder != own and (process_id == master or not Path("/proc", process_id).exists()):
-            _remove_unlocked(folder)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(own)
-
-
-def _remove_unlocked(folder: Path) -> None:
-    """Remove *folder*, unless it is in use, by a process of another container perhaps, or is no folder of ours."""
-    with suppress(OSError):
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder)
-        finally:
-            os.close(fd)
-
-
-if multiprocessing.parent_process() is not None:
-    _share_with_other_workers()
+if (folder := worker_folder()) is not None:
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
 
 # The library decides at its import where it keeps its numbers.
-from prometheus_client import (  # noqa: E402
+from prometheus_client import (
     CONTENT_TYPE_LATEST,
     REGISTRY,
     CollectorRegistry,
@@ -65,7 +29,7 @@ from prometheus_client import (  # noqa: E402
     Histogram,
     generate_latest,
 )
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead  # noqa: E402
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 # Seconds. A model answers in tenths of a second at best, and an agent may take minutes.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
