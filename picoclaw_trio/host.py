@@ -2,11 +2,10 @@
 
 Theory: ``mend()`` runs when a worker imports the application, which is before its event loop starts; it puts our
 classes where Hypercorn looks for its own. ``MENDS`` lists them; what is wrong stands with the class that mends it.
-Some mends replace no class of Hypercorn's: ``host_worker.ignore_sigterm`` and ``wait_order``, ``_mend_headers`` and,
+Some mends replace no class of Hypercorn's: ``host_worker.take_sigterm`` and ``wait_order``, ``_mend_headers`` and,
 for what it takes from Trio, ``host_accept.mend_accept``. One is of Trio itself: ``_mend_passes``.
 What is not mended: Hypercorn's master exits with 0 after a worker has failed, even one that could not start, so a
-supervisor must restart it always; and where it has several workers, none of them learns of a second SIGTERM or SIGINT
-to the master.
+supervisor must restart it always.
 Editing rule: nothing here knows about models or messages, and nothing else patches a library.
 """
 
@@ -70,7 +69,7 @@ def mend(*, write_timeout: float = 30.0) -> None:
     Args:
         write_timeout: seconds that a client may take to accept 64 KiB of an answer before it is cut off.
     """
-    host_worker.ignore_sigterm()
+    host_worker.take_sigterm()
     for name, value in DEFAULTS.items():
         setattr(Config, name, value)
     try:

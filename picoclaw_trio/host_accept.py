@@ -73,9 +73,7 @@ async def serve_listeners(handler: Handler, listeners: list[Listener], *, handle
 
 
 async def _serve(handler: Handler, listeners: list[Listener]) -> None:
-    config: Config = handler.args[1]
     worker: Worker = handler.args[2]
-    worker.has_siblings = config.workers > 1
     with worker.serving:
         await _serve_clients(handler, listeners, worker)
 

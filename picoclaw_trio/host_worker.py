@@ -1,7 +1,7 @@
 """One worker of Hypercorn's: what its connections share, how it learns that it has to stop, and how long that takes.
 
 Theory: a worker stops in steps. The order comes from the master, or from its death. From then on the worker drains:
-idle connections end, running turns go on, newcomers are told. When the last turn has ended, or a second signal hurries
+idle connections end, running turns go on, newcomers are told. When the last turn has ended, or a second order hurries
 it, the rest is cut off.
 Editing rule: ``Flag`` and ``Worker`` stand in for classes of Hypercorn 0.17 to 0.18; ``host.MENDS`` puts them in place.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,16 @@ from typing import TYPE_CHECKING, Any
 import trio
 from hypercorn.trio.worker_context import EventWrapper, WorkerContext
 
+from .host_orders import Orders
+from .worker_folder import worker_folder
+
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Event as MasterEvent
 
 # Seconds between two looks at the master's order, as Hypercorn has it.
 ORDER_DELAY = 0.1
+# Seconds after a SIGTERM to this worker by which the master would have given its order if it had got one, too.
+MASTER_TIMEOUT = 1.0
 # Seconds for the last answers: of turns that are cut off, and to those who came during a stop.
 LATE = 2.0
 
@@ -52,8 +58,8 @@ class Flag(EventWrapper):
 class StopOrder(Flag):
     """The order to stop that does not come from the master's side.
 
-    Who sets it is the worker, which has served enough requests or has failed; or it is the master's death, for nobody
-    else would stop us then: SIGTERM is ignored.
+    Who sets it is the worker, which has served enough requests, has failed or got a SIGTERM of its own; or it is the
+    master's death.
 
     Attributes:
         is_own: the worker has set it, and its master will start another.
@@ -86,8 +92,7 @@ class Worker(WorkerContext):
         left: set when all those have gone who were in before a stop.
         released: set when the application would not mind if nobody came in any more.
         serving: around all connections.
-        has_siblings: the master has more workers than this one.
-        order: the master's, to stop.
+        orders: the master's, to stop; None where there is none.
     """
 
     def __init__(self, max_requests: int | None) -> None:
@@ -96,8 +101,7 @@ class Worker(WorkerContext):
         self.released = trio.Event()
         self.released.set()
         self.serving = trio.CancelScope()
-        self.has_siblings = False
-        self.order: MasterEvent | None = None
+        self.orders: Orders | None = None
         self.terminate: StopOrder = StopOrder()
         self.terminated: Flag = Flag()
         _worker.set(self)
@@ -155,58 +159,46 @@ def cut_connections(deadline: float) -> None:
 
 
 async def wait_order(shutdown_event: MasterEvent, sleep: Callable[[float], Awaitable[Any]]) -> None:
-    """In place of ``check_multiprocess_shutdown_event``, after which nobody looks at the master's orders any more."""
-    _worker.get().order = shutdown_event
-    while not shutdown_event.is_set():
+    """In place of ``check_multiprocess_shutdown_event``, which does not see a second order, and lets SIGTERM kill."""
+    worker = _worker.get()
+    folder = worker_folder()
+    assert folder is not None  # who has a master has one
+    worker.orders = orders = Orders(shutdown_event, folder)
+    while not orders.count():
+        if _sigterms and time.monotonic() > _sigterms[0] + MASTER_TIMEOUT:
+            # The master has not been asked, or had given its order before this worker was there.
+            worker.terminate.set_nowait()
+            await trio.sleep_forever()
         await sleep(ORDER_DELAY)
 
 
 async def wait_hurried() -> None:
-    """Return when a second signal to stop has come to this worker of Hypercorn's. Outside of one: never.
-
-    A lone worker learns of a second one to its master, where SIGHUP, by which that begins anew, counts as one. Where
-    there are several, it must be a SIGINT to the whole process group, as of Ctrl-C in a terminal.
-    """
-    if not _is_worker():
-        await trio.sleep_forever()
-    async with trio.open_nursery() as nursery:
-        for wait in (_wait_second_signal, _wait_second_order):
-            nursery.start_soon(_then_cancel, wait, nursery.cancel_scope)
-
-
-async def _then_cancel(wait: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
-    await wait()
-    scope.cancel()
+    """Return when the master has given its order for a second time. Outside of a worker of Hypercorn's: never."""
+    worker = _worker.get(None)
+    if worker is not None:
+        await worker.terminated.wait()
+        while worker.orders is not None:
+            if worker.orders.count() > 1:
+                return
+            await trio.sleep(ORDER_DELAY)
+    await trio.sleep_forever()
 
 
-async def _wait_second_signal() -> None:
-    """Nobody but a terminal or a person sends SIGINT here, while the master sends SIGTERM once or twice of itself."""
-    with trio.open_signal_receiver(signal.SIGINT) as signals:
-        await anext(signals)
-        await anext(signals)
+def leave_master() -> None:
+    """Tell the other workers that this one ends as it should."""
+    worker = _worker.get(None)
+    if worker is not None and worker.orders is not None:
+        worker.orders.leave()
 
 
-async def _wait_second_order() -> None:
-    """The master gives the same order with each signal, so it shows only where the one before has been taken away."""
-    worker = _worker.get()
-    await worker.terminated.wait()
-    if worker.order is None or worker.has_siblings:  # who might not have seen it yet
-        await trio.sleep_forever()
-        return
-    await wait_order(worker.order, trio.sleep)
-    worker.order.clear()
-    await wait_order(worker.order, trio.sleep)
+_sigterms: list[float] = []  # when they came
 
 
-def ignore_sigterm() -> None:
-    """Let only the master decide when a worker stops.
+def take_sigterm() -> None:
+    """Let the master's order decide when a worker stops, and how.
 
     Hypercorn's workers die at once of a SIGTERM: when it is sent to the whole process group, and when the master, as
     soon as the first worker has stopped, sends it to those that are still answering.
     """
-    if _is_worker():
-        signal.signal(signal.SIGTERM, lambda *_: None)  # not SIG_IGN, which the MCP servers would inherit
-
-
-def _is_worker() -> bool:
-    return multiprocessing.parent_process() is not None and threading.current_thread() is threading.main_thread()
+    if multiprocessing.parent_process() is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: _sigterms.append(time.monotonic()))

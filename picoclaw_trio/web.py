@@ -185,6 +185,7 @@ class GatewayApp(QuartTrio):
         self._draining.set()
         self._stop.set()
         await self._stopped.wait()
+        host_worker.leave_master()
 
     @property
     def max_body_bytes(self) -> int:

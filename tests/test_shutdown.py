@@ -191,6 +191,8 @@ async def test_running_turns_finish_whatever_is_open_around_them(
         ("hypercorn", 1, signal.SIGTERM, False),
         ("hypercorn", 1, signal.SIGTERM, True),
         ("hypercorn", 1, signal.SIGINT, True),
+        ("hypercorn", 2, signal.SIGTERM, False),
+        ("hypercorn", 2, signal.SIGTERM, True),
         ("hypercorn", 2, signal.SIGINT, True),
     ],
 )
@@ -212,24 +214,131 @@ async def test_second_signal_cuts_short_whatever_is_open(
     assert b"Traceback" not in server.log
 
 
-async def test_one_worker_of_two_goes_on_while_it_has_a_turn(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """Though the master sends it another signal when the first worker has ended; and it tells newcomers."""
+@asynccontextmanager
+async def open_two_workers(
+    folder: Path, upstream: ScriptedUpstream, turns: int = 1
+) -> AsyncIterator[tuple[Server, list[Client], trio.Event]]:
+    """Two workers and the clients of so many turns, which are answered when the event is set."""
     go_on = trio.Event()
     upstream.scripts = [says_when(go_on)]
     config = make_config(entry("one", upstream.url), gateway={"grace": 600})
-    async with open_server(tmp_path, config, "hypercorn", "--workers", "2") as server, connect(server.port) as client:
+    temporary = folder / "temporary"
+    temporary.mkdir()  # a name or two
+    async with (
+        open_server(folder, config, "hypercorn", "--workers", "2", TMPDIR=str(temporary)) as server,
+        AsyncExitStack() as stack,
+    ):
         await wait_until(lambda: 2 == server.log.count(b"unning on"), START_TIMEOUT)
-        await client.send(WHOLE)
-        await upstream.wait_asked()
-        before = count_living(server)
-        send_signal(server, to_group=True)
-        await wait_until(lambda: count_living(server) < before, LIMIT)
+        clients = [await stack.enter_async_context(connect(server.port)) for _ in range(turns)]
+        for client in clients:
+            await client.send(WHOLE)
+        await upstream.wait_asked(turns)
+        yield server, clients, go_on
+
+
+def present_workers(folder: Path) -> set[int]:
+    """The process ids of those workers that no other has noticed to be gone."""
+    return {int(path.name.partition("-")[2]) for path in folder.glob("temporary/picoclaw-workers-*/worker-*")}
+
+
+async def stop_idle_worker(server: Server) -> None:
+    before = count_living(server)
+    send_signal(server, to_group=True)
+    await wait_until(lambda: count_living(server) < before, LIMIT)
+
+
+async def check_ends(server: Server) -> None:
+    with trio.fail_after(LIMIT):
+        assert 0 == await server.process.wait()
+
+
+async def test_one_worker_of_two_goes_on_while_it_has_a_turn(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """Though the master sends it another signal when the first worker has ended; and it tells newcomers."""
+    async with open_two_workers(tmp_path, upstream) as (server, [client], go_on):
+        await stop_idle_worker(server)
         for _ in range(5):
             await check_newcomers(server)
         go_on.set()
         check_served(await client.read_answer())
+        await check_ends(server)
+
+
+@pytest.mark.parametrize("to_group", [False, True], ids=["master", "group"])
+async def test_second_signal_hurries_the_last_of_two_workers(
+    to_group: bool, tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    async with open_two_workers(tmp_path, upstream) as (server, [client], _):
+        await stop_idle_worker(server)
+        send_signal(server, to_group=to_group)
+        check_sent_away(await client.read_answer())
+        await check_ends(server)
+
+
+async def test_crash_of_a_worker_during_a_stop_does_not_hurry_the_other(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    """Though the master gives its order once more, unless it looks before the system has the worker's exit status."""
+    async with open_two_workers(tmp_path, upstream, turns=20) as (server, clients, go_on):
+        send_signal(server, to_group=False)
+        await wait_not_ready(server)
+        victim, _survivor = present_workers(tmp_path)
+        os.kill(victim, signal.SIGKILL)
+        with suppress(trio.TooSlowError):
+            await wait_until(lambda: victim not in present_workers(tmp_path), 2.0)
+        go_on.set()
+        ends = await see_ends(clients)
+        served = [end for end in ends if end.startswith(b"HTTP/1.1 200 ")]
+        assert len(served) + sum(end in {b"", b"<reset>"} for end in ends) == len(ends)
+        assert 0 < len(served) < len(ends)
         with trio.fail_after(LIMIT):
-            assert 0 == await server.process.wait()
+            await server.process.wait()
+
+
+async def test_sighup_to_the_master_brings_workers_that_know_of_no_stop(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    """A second one hurries those that were there."""
+    async with open_two_workers(tmp_path, upstream) as (server, [old], go_on):
+        send_signal(server, signal.SIGHUP, to_group=False)
+        await wait_not_ready(server)
+        send_signal(server, signal.SIGHUP, to_group=False)
+        check_sent_away(await old.read_answer())
+        await wait_until(lambda: 4 == server.log.count(b"unning on"), START_TIMEOUT)
+        async with connect(server.port) as new:
+            await new.send(WHOLE)
+            await upstream.wait_asked(2)
+            send_signal(server, to_group=False)
+            await wait_not_ready(server)
+            go_on.set()
+            check_served(await new.read_answer())
+        await check_ends(server)
+
+
+async def test_worker_with_a_signal_of_its_own_is_followed_by_another(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    many = 20  # so that each worker has some
+    async with open_two_workers(tmp_path, upstream, turns=many) as (server, clients, go_on), AsyncExitStack() as stack:
+        idle = [await stack.enter_async_context(connect(server.port)) for _ in range(many)]
+        for client in idle:
+            assert 200 == (await client.ask(head("GET", "/health"))).status
+        os.kill(present_workers(tmp_path).pop(), signal.SIGTERM)
+        async with trio.open_nursery() as nursery:
+
+            async def wait_let_go(client: Client) -> None:
+                assert b"" == await client.read_to_the_end()
+                nursery.cancel_scope.cancel()
+
+            for client in idle:
+                nursery.start_soon(wait_let_go, client)
+        go_on.set()
+        for client in clients:
+            check_served(await client.read_answer())
+        await wait_until(lambda: 3 == server.log.count(b"unning on"), START_TIMEOUT)
+        async with connect(server.port) as client:
+            check_served(await client.ask(WHOLE))
+        send_signal(server, to_group=False)
+        await check_ends(server)
 
 
 async def test_newcomers_wait_for_the_successor_of_a_worker_that_has_served_enough(
@@ -306,6 +415,15 @@ async def check_newcomers(server: Server) -> None:
         assert 200 == (await client.ask(head("GET", "/health"))).status
     async with connect2(server.port) as second:
         check_sent_away(await second.read_answer(begin2(second, BODY)))
+
+
+async def wait_not_ready(server: Server) -> None:
+    """Until the worker that one meets tells of the stop."""
+    with trio.fail_after(LIMIT):
+        status = 0
+        while 503 != status:
+            async with connect(server.port) as client:
+                status = (await client.ask(head("GET", "/ready"))).status
 
 
 async def check_nobody_listens(server: Server) -> None:
