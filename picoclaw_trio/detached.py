@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 
 import structlog
@@ -9,7 +10,7 @@ import trio
 
 from .errors import BusyError, GatewayError
 from .gateway import Gateway
-from .pipeline import answer
+from .pipeline import answer, nothing
 from .plan import Caller
 from .replies import Progress, Reply
 from .upstream import Emit
@@ -26,6 +27,7 @@ async def answer_to_the_end(
     nursery: trio.Nursery,
     *,
     keep_text: bool = True,
+    on_begun: Callable[[], None] = nothing,
 ) -> Reply:
     """Like ``answer``, but once the turn has begun a cancellation ends only the listening: it goes on in *nursery*.
 
@@ -44,6 +46,7 @@ async def answer_to_the_end(
         def note_begun() -> None:
             has_begun.set()
             task_status.started()
+            on_begun()
 
         with send:
             try:

@@ -1,8 +1,9 @@
 """The answer as server-sent events: begun late, never silent for long, ended or failed once.
 
 Theory: until the first frame the answer may still become a status; the head goes out with that frame, or with the
-first comment. Frames are written by the task that has them, so a slow client holds up whoever asks the model. A second
-task writes the comments that keep proxies from giving up on a silent stream.
+first comment, and there are none before the turn has begun, so that whoever waits in vain gets a status. Frames are
+written by the task that has them, so a slow client holds up whoever asks the model. A second task writes the comments
+that keep proxies from giving up on a silent stream.
 Editing rule: nothing but ``_send_locked`` sends, and only who holds the lock enters it.
 
 Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import attrs
 import trio
@@ -25,7 +27,7 @@ HEAD = [
     (b"x-accel-buffering", b"no"),  # nginx would collect the frames
 ]
 # The first comment makes the status 200 for good, so it comes a tenth later than those that follow: by default a wait
-# for a place and one for a connection end after the same 10 s, and are to end in a status.
+# for a connection ends after the same 10 s, and is to end in a status.
 FIRST_DELAY = 1.1
 
 
@@ -66,16 +68,15 @@ class EventStream:
             return True
 
     @asynccontextmanager
-    async def commented(self, interval: float) -> AsyncIterator[None]:
-        """Send a comment after each *interval* seconds of silence, as long as the block lasts.
+    async def commented(self, interval: float) -> AsyncIterator[Callable[[], None]]:
+        """Send comments as ``run_comments`` does, from the call of what is given until the block ends.
 
         What the block raises comes out as it is, in no group.
         """
         raised: Exception | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.run_comments, interval)
             try:
-                yield
+                yield partial(nursery.start_soon, self.run_comments, interval)
             except Exception as exc:  # raised again below, outside of the nursery, which would put it in a group
                 raised = exc
             async with self._lock:  # half a comment would tear the connection
@@ -84,7 +85,8 @@ class EventStream:
             raise raised
 
     async def run_comments(self, interval: float) -> None:
-        """Send a comment after each *interval* seconds of silence."""
+        """Send a comment after each *interval* seconds of silence, of which that from now on counts."""
+        self._written_at = trio.current_time()
         while not self._ended:
             await trio.sleep_until(self._comment_at(interval))
             async with self._lock:  # a client that does not read holds it, and is not to be told more

@@ -31,7 +31,7 @@ from .wire import ChatRequest
 log = structlog.stdlib.get_logger("picoclaw_trio.pipeline")
 
 
-def _nothing() -> None: ...
+def nothing() -> None: ...
 
 
 async def answer(
@@ -41,14 +41,14 @@ async def answer(
     emit: Emit,
     *,
     keep_text: bool = True,
-    on_begun: Callable[[], None] = _nothing,
+    on_begun: Callable[[], None] = nothing,
 ) -> Reply:
     """Walk the whole line for one request.
 
     Args:
         emit: is given each event of the turn but the last, in order, and may take its time.
         keep_text: False where *emit* is all that wants the text: then a long reply costs no memory.
-        on_begun: is called when the request can be refused no more and its turn begins.
+        on_begun: is called when there is a place for the turn, and its session is free: it need not wait any more.
 
     Raises:
         GatewayError: the request is refused or the turn has failed; with *emit* called before, a part was said.
@@ -58,17 +58,17 @@ async def answer(
     alias = choose_alias(gateway, request.model, caller)
     async with gateway.admission.turn(caller.holder):
         if not caller.remembers or is_side_task(request.messages):
-            plan = make_plan(gateway, request, caller, alias, keep_text=keep_text)
             on_begun()
+            plan = make_plan(gateway, request, caller, alias, keep_text=keep_text)
             return await run_turn(gateway, plan, emit)
         said = [message for message in request.messages if not is_steering(message)]
         room, wait = _room(gateway, request), gateway.config.gateway.openai_api.session_wait
         async with gateway.memory.recall(
             caller.session, said, window=room, wait=wait, only_adds=caller.only_adds
         ) as recollection:
+            on_begun()
             past = await _remember(gateway, alias, recollection)
             plan = make_plan(gateway, request, caller, alias, past, keep_text=keep_text)
-            on_begun()
             return await run_turn(gateway, plan, emit)
 
 

@@ -25,23 +25,23 @@ from .replies import (
 )
 from .upstream import Emit
 
-Ask: TypeAlias = Callable[[Emit], Awaitable[Reply]]
+Ask: TypeAlias = Callable[[Emit, Callable[[], None]], Awaitable[Reply]]
 
 
 async def stream_answer(request: HttpRequest, ask: Ask, *, ping_interval: float, with_usage: bool) -> None:
     """Answer with a stream: role, deltas, finish reason, usage if it was asked for, end mark.
 
     Args:
-        ask: runs the turn; is given what takes each of its events.
-        ping_interval: seconds of silence after which a comment is sent.
+        ask: runs the turn; is given what takes each of its events, and what to call when it has begun.
+        ping_interval: seconds of silence of a turn after which a comment is sent.
 
     Raises:
         GatewayError: the turn failed; ``request.events`` knows whether a frame had been sent.
     """
     writer = ChunkWriter(request)
     request.events = writer.events
-    async with writer.events.commented(ping_interval):
-        request.reply = await ask(writer.take)
+    async with writer.events.commented(ping_interval) as begin_comments:
+        request.reply = await ask(writer.take, begin_comments)
         await writer.finish(request.reply, with_usage=with_usage)
 
 

@@ -8,6 +8,7 @@ Editing rule: a view decides nothing about models or sessions.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,7 +19,7 @@ from .detached import answer_to_the_end
 from .errors import AuthError, RequestError
 from .gateway import Gateway
 from .http_messages import HttpAnswer, HttpRequest
-from .pipeline import answer
+from .pipeline import answer, nothing
 from .replies import Reply
 from .streaming import model_headers, new_heading, stream_answer
 from .upstream import Emit, discard
@@ -90,10 +91,14 @@ def add_routes(app: GatewayApp) -> None:
         chat = decode_chat_request(raw, streaming=api.streaming)
         caller = gateway.http_caller(session_name(request, api.session_headers) or chat.user, holder)
 
-        async def ask(emit: Emit) -> Reply:
+        async def ask(emit: Emit, on_begun: Callable[[], None] = nothing) -> Reply:
+            keep_text = not chat.stream
             if api.on_disconnect == "finish":
-                return await answer_to_the_end(gateway, chat, caller, emit, app.turns, keep_text=not chat.stream)
-            return await answer(gateway, chat, caller, emit, keep_text=not chat.stream)
+                nursery = app.turns
+                return await answer_to_the_end(
+                    gateway, chat, caller, emit, nursery, keep_text=keep_text, on_begun=on_begun
+                )
+            return await answer(gateway, chat, caller, emit, keep_text=keep_text, on_begun=on_begun)
 
         request.session = caller.session
         if chat.stream:

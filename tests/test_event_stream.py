@@ -276,10 +276,23 @@ async def test_cancelled_write_leaves_the_stream_usable_for_its_error(autojump_c
 async def test_comments_last_as_long_as_the_block(autojump_clock: MockClock) -> None:
     client = Client()
     events = open_stream(client)
-    async with events.commented(10):
+    async with events.commented(10) as begin:
+        begin()
         await trio.sleep(25)
     await trio.sleep(BUSY)
     assert COMMENT * 2 == client.body
+
+
+async def test_comments_begin_when_they_are_told_to_and_count_silence_from_then_on(autojump_clock: MockClock) -> None:
+    client = Client()
+    events = open_stream(client)
+    async with events.commented(10) as begin:
+        await trio.sleep(25)
+        begin()
+        await trio.sleep(10.9)
+        assert not events.is_begun
+        await trio.sleep(0.2)
+    assert COMMENT == client.body
 
 
 async def test_error_of_the_block_comes_out_as_it_is(autojump_clock: MockClock) -> None:
@@ -292,7 +305,8 @@ async def test_error_of_the_block_comes_out_as_it_is(autojump_clock: MockClock) 
 
 async def test_error_of_the_block_waits_until_a_comment_is_out(autojump_clock: MockClock) -> None:
     async def fail_in_the_middle_of_a_comment() -> None:
-        async with events.commented(10):
+        async with events.commented(10) as begin:
+            begin()
             await trio.sleep(50)
             raise ZeroDivisionError
 
@@ -308,7 +322,8 @@ async def test_cancelled_block_ends_with_its_comments(autojump_clock: MockClock)
     client = Client(delay=BUSY)
     events = open_stream(client)
     with trio.move_on_after(50) as scope:
-        async with events.commented(10):
+        async with events.commented(10) as begin:
+            begin()
             await trio.sleep_forever()
     assert scope.cancelled_caught
     assert 50 == trio.current_time()

@@ -703,7 +703,7 @@ async def test_wait_for_a_place_ends_in_a_status_though_comments_are_due(
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
     upstream.scripts = (hangs,)
-    limits = {"max_turns": 1, "max_wait": 1, "ping_interval": 1}
+    limits = {"max_turns": 1, "max_wait": 1, "ping_interval": 0.2}
     async with (
         serving(tmp_path, upstream, **limits) as server,
         open_client(server.url) as client,
@@ -713,6 +713,22 @@ async def test_wait_for_a_place_ends_in_a_status_though_comments_are_due(
 
     assert (503, "overloaded") == (answer.status_code, answer.json()["error"]["code"])
     assert "1" == answer.headers["retry-after"]
+
+
+@pytest.mark.parametrize("on_disconnect", ["cancel", "finish"])
+async def test_wait_for_the_session_ends_in_a_status_though_comments_are_due(
+    on_disconnect: str, tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    upstream.scripts = (hangs,)
+    limits = {"history": "session", "session_wait": 1, "ping_interval": 0.2, "on_disconnect": on_disconnect}
+    async with (
+        serving(tmp_path, upstream, **limits) as server,
+        open_client(server.url) as client,
+        open_running(client, upstream),
+    ):
+        answer = await stream_whole(client)
+
+    assert (409, "session_busy") == (answer.status_code, answer.json()["error"]["code"])
 
 
 # --- In the terminal -----------------------------------------------------------------------------------------------
