@@ -27,6 +27,7 @@ from .addresses import Address, Proxy, Url, environment_proxy, parse_proxy
 from .dialing import ConnectError, dial, trust_system
 from .exchange import Connection, ConnectionLost, Headers, Response, TimedOut
 from .heads import write_head
+from .names import own_threads
 
 
 @attrs.frozen
@@ -252,7 +253,8 @@ async def open_pool(
     certificates that the system trusts.
     """
     pool = ConnectionPool(max_idle, idle_timeout, tls)
-    try:
-        yield pool
-    finally:
-        pool.close()
+    with own_threads():
+        try:
+            yield pool
+        finally:
+            pool.close()
