@@ -16,6 +16,9 @@ import attrs
 from .errors import RequestError
 from .shapes import Check, Json, check_list, check_object, check_string, check_typed_object, of_type
 
+# Several times as many as a long session of an agent has.
+MAX_MESSAGES = 10_000
+
 
 @attrs.frozen
 class Message:
@@ -29,6 +32,9 @@ def check_message_types(messages: Json) -> None:
     """Types of the known fields of each message; a list that is none is left to ``decode_messages``."""
     if type(messages) is not list:
         return
+    if len(messages) > MAX_MESSAGES:
+        message = f"'messages' must have at most {MAX_MESSAGES:,} messages."
+        raise RequestError(message, "messages", "array_above_max_length")
     for index, message in enumerate(messages):
         at = f"messages[{index}]"
         check_object(message, at)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import trio
+from trio.to_thread import run_sync
 
 from . import answers, metrics
 from .detached import answer_to_the_end
@@ -23,12 +25,14 @@ from .pipeline import answer, nothing
 from .replies import Reply
 from .streaming import model_headers, new_heading, stream_answer
 from .upstream import Emit, discard
-from .wire import MAX_USER_CHARACTERS, decode_chat_request
+from .wire import MAX_USER_CHARACTERS, ChatRequest, decode_chat_request
 
 if TYPE_CHECKING:
     from .web import GatewayApp
 
 OWNER = "picoclaw"
+# Of a body; a larger one is decoded in a thread.
+MAX_QUICK_BYTES = 65_536
 
 
 def authorize(gateway: Gateway, request: HttpRequest) -> int:
@@ -79,6 +83,12 @@ def session_name(request: HttpRequest, headers: tuple[str, ...]) -> str | None:
     return None
 
 
+async def _decode(raw: bytes, streaming: bool, limiter: trio.CapacityLimiter) -> ChatRequest:
+    """As ``decode_chat_request``, which can take long enough for others to notice where a body is large."""
+    decode = partial(decode_chat_request, raw, streaming=streaming)
+    return decode() if len(raw) <= MAX_QUICK_BYTES else await run_sync(decode, abandon_on_cancel=True, limiter=limiter)
+
+
 def add_routes(app: GatewayApp) -> None:
     """The whole of what is served. Views take the request; Quart's URL map decides which."""
     created = int(time.time())
@@ -87,8 +97,7 @@ def add_routes(app: GatewayApp) -> None:
         gateway = app.gateway
         api = gateway.config.gateway.openai_api
         holder = admit(gateway, request)
-        raw = await app.read_body(request.body)
-        chat = decode_chat_request(raw, streaming=api.streaming)
+        chat = await _decode(await app.read_body(request.body), api.streaming, app.decoding)
         caller = gateway.http_caller(session_name(request, api.session_headers) or chat.user, holder)
 
         async def ask(emit: Emit, on_begun: Callable[[], None] = nothing) -> Reply:
@@ -132,7 +141,7 @@ def add_routes(app: GatewayApp) -> None:
             authorize(app.gateway, request)
         statistics = app.gateway.admission.statistics()
         metrics.note_load(statistics.running, statistics.waiting)
-        body, content_type = await trio.to_thread.run_sync(metrics.expose)
+        body, content_type = await run_sync(metrics.expose)
         return HttpAnswer(200, body, content_type=content_type)
 
     for path, view, method in (

@@ -66,6 +66,7 @@ class GatewayApp(QuartTrio):
         self._load = load
         self._draining, self._stop, self._stopped = trio.Event(), trio.Event(), trio.Event()
         self._arriving: set[Body] = set()
+        self.decoding = trio.CapacityLimiter(1)  # large bodies, whose thread holds up the others a little
         self._read: tuple[Stamp, ...] = ()  # of the configuration that was read last
         self.url_map.strict_slashes = False
         self.url_map.merge_slashes = False

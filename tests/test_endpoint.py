@@ -24,6 +24,7 @@ from serving import PATH, head, logged, port_of, serving, wait_until
 from picoclaw_trio.admission import AdmissionStatistics
 from picoclaw_trio.config import OpenAIApiConfig
 from picoclaw_trio.memory import FOLDER_NAME
+from picoclaw_trio.views import MAX_QUICK_BYTES
 
 MEBIBYTE = 1024 * 1024
 
@@ -304,6 +305,28 @@ async def test_stranger_is_refused_before_he_is_asked_for_his_body(server: Here)
 
 
 # 4. Size of the body
+
+
+async def test_large_body_is_decoded_in_a_thread_while_others_are_answered(hasty: Here) -> None:
+    """That thread is busy here until somebody else has got an answer."""
+    given: list[int] = []
+    async with open_client(hasty.url) as client, open_client(hasty.url) as other, trio.open_nursery() as nursery:
+
+        async def post(text: str) -> None:
+            given.append((await client.post(PATH, json=ask(text))).status_code)
+
+        async with hasty.app.decoding:
+            nursery.start_soon(post, "x" * MAX_QUICK_BYTES)
+            await wait_until(lambda: 1 == hasty.app.decoding.statistics().tasks_waiting)
+            assert 200 == (await other.post(PATH, json=ask())).status_code
+            assert [] == given
+    assert [200] == given
+
+
+async def test_large_body_is_refused_with_its_reason(hasty: Here) -> None:
+    async with open_client(hasty.url) as client:
+        answer = await client.post(PATH, content=b" " * MAX_QUICK_BYTES + b"{")
+    check_error(answer, 400, "invalid_json")
 
 
 async def test_body_announced_too_large_is_refused_before_it_is_sent(server: Here) -> None:

@@ -13,6 +13,7 @@ from strategies import JSON, TRICKY_OBJECTS, spelled
 from picoclaw_trio.errors import RequestError
 from picoclaw_trio.shapes import (
     MAX_DEPTH,
+    MAX_TOKENS,
     Check,
     check_bool,
     check_integer,
@@ -133,6 +134,35 @@ def test_any_number_of_brackets_side_by_side_or_in_a_string_is_taken() -> None:
     assert {"a": "[" * 9000, "b": [[], {}] * 9000} == decode_object(
         b'{"a":"' + b"[" * 9000 + b'","b":[' + b"[],{}," * 8999 + b"[],{}]}"
     )
+
+
+MANY = {
+    "strings": b'["",' + b'"a",' * 300_000 + b'""]',
+    "objects": b"[" + b"{}," * 300_000 + b"{}]",
+    "numbers": b"[" + b"1," * 600_000 + b"1]",
+    "strings with escapes": b"[" + rb'"\\","\"",' * 200_000 + b"1]",
+    "brackets": b"[" * 600_000,
+    "quotes": b'"' * 1_200_000,
+}
+FEW = {
+    "commas in a string": b'"' + b"a, " * 600_000 + b'"',
+    "brackets in a string": b'"' + b"[{" * 600_000 + b'"',
+    "quotes in a string": b'"' + rb"\"" * 1_200_000 + b'"',
+    "backslashes in a string": b'"' + rb"\\" * 1_200_000 + b", " * 600_000 + b'"',
+    "as many as are taken": b"[" + b"1," * (MAX_TOKENS - 10) + b"1]",
+}
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_too_many_values_are_refused_before_they_are_made(name: str) -> None:
+    error = refused(b'{"a":' + MANY[name] + b"}")
+    assert (400, "too_many_values") == (error.status, error.code)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_what_stands_in_a_string_is_no_value(name: str) -> None:
+    raw = b'{"a":' + FEW[name] + b"}"
+    assert json.loads(raw) == decode_object(raw)
 
 
 TWICE = {

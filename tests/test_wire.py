@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from strategies import FLOATS, INTEGERS, JSON
 
 from picoclaw_trio.errors import RequestError
-from picoclaw_trio.messages import MESSAGE_FIELDS, PARTS, ROLES
+from picoclaw_trio.messages import MAX_MESSAGES, MESSAGE_FIELDS, PARTS, ROLES
 from picoclaw_trio.shapes import Json
 from picoclaw_trio.wire import FIELDS, ChatRequest, decode_chat_request
 
@@ -50,6 +50,11 @@ def without(message: Mapping[str, Json], *names: str) -> dict[str, Json]:
 
 
 # --- What is taken -------------------------------------------------------------------------------------------------
+
+
+def test_messages_have_a_bound() -> None:
+    assert MAX_MESSAGES == len(decode({"messages": [USER] * MAX_MESSAGES}).messages)
+    assert (400, "messages", "array_above_max_length") == refused({"messages": [USER] * (MAX_MESSAGES + 1)})
 
 
 def test_the_smallest_request_has_neither_model_nor_user_nor_parameters() -> None:
