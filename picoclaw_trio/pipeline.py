@@ -209,6 +209,5 @@ async def commit(gateway: Gateway, plan: TurnPlan, outcome: Outcome) -> None:
         await plan.selection.wait()  # where that fails the turn does, and of one that failed nothing is kept
         await plan.past.recollection.record(outcome.added, summary=plan.past.summary)
     elif outcome.added and outcome.added[-1].internal and outcome.reply.message.get("tool_calls"):
-        call_ids = [call["id"] for call in outcome.reply.message["tool_calls"]]
         messages = [said.message for said in outcome.added]
-        gateway.unfinished.keep(_place(plan.caller), call_ids, messages)
+        gateway.unfinished.keep(_place(plan.caller), outcome.reply.message["tool_calls"], messages)
