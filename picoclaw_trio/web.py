@@ -219,16 +219,7 @@ class GatewayApp(QuartTrio):
         request.answer_headers = {"x-request-id": request.id, **cors.allow(request.header(b"origin"), origins)}
         record = RequestRecord(request)
         try:
-            reply = await self._run_view(request)
-        except GatewayError as exc:
-            reply = await self._fail(request, exc)
-            record.note_error(exc)
-        except Exception:
-            # A bug: whoever asked learns the id, the log has the rest.
-            log.exception("internal error", method=request.method, path=request.path)
-            error = InternalError(request.id)
-            reply = await self._fail(request, error)
-            record.note_error(error)
+            reply = await self._answer(request, record)
         except BaseException:
             # Cancelled, bare or in the group of a nursery that was open: the client went away.
             record.close(CLIENT_WENT_AWAY)
@@ -237,6 +228,19 @@ class GatewayApp(QuartTrio):
             reply.headers.update(request.answer_headers)
         record.close(200 if reply is None else reply.status)
         return reply
+
+    async def _answer(self, request: HttpRequest, record: RequestRecord) -> HttpAnswer | None:
+        error: GatewayError
+        try:
+            return await self._run_view(request)
+        except GatewayError as exc:
+            error = exc
+        except Exception:
+            # A bug: whoever asked learns the id, the log has the rest.
+            log.exception("internal error", method=request.method, path=request.path)
+            error = InternalError(request.id)
+        record.note_error(error)
+        return await self._fail(request, error)
 
     async def _fail(self, request: HttpRequest, error: GatewayError) -> HttpAnswer | None:
         """The error as an answer, or, where a stream has begun, as its last event."""

@@ -724,6 +724,36 @@ async def test_client_may_leave_the_line(tmp_path: Path, upstream: ScriptedUpstr
     assert 1 == len(upstream.asked)
 
 
+async def test_client_that_is_cut_off_while_it_is_told_of_a_failure_is_counted(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    async def breaks_off(exchange: Exchange) -> None:
+        await exchange.begin_events()
+        await exchange.write(frame(chunk({"content": "a"})))
+        await exchange.cut()
+
+    upstream.scripts = [breaks_off]
+    messages = [{"type": "http.request", "body": orjson.dumps(ask(stream=True)), "more_body": False}]
+
+    async def receive() -> Any:
+        if not messages:
+            await trio.sleep_forever()
+        return messages.pop()
+
+    async def send(message: Any) -> None:
+        if b'"error"' in message.get("body", b""):
+            nursery.cancel_scope.cancel()
+            await trio.sleep_forever()
+
+    headers = [(b"authorization", f"Bearer {TOKEN}".encode())]
+    scope: Any = {"type": "http", "method": "POST", "path": PATH, "headers": headers, "client": None}
+    async with serving(tmp_path, two_models(upstream, streaming=True)) as (server, _):
+        with logged() as lines:
+            async with trio.open_nursery() as nursery:
+                await server.app.asgi_http_class(server.app, scope)(receive, send)
+    assert [499] == [line["status"] for line in lines if "status" in line]
+
+
 async def test_client_may_leave_while_the_model_goes_to_disk(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     async with leaving(tmp_path, two_models(upstream)) as (_, client, _):
         with (tmp_path / ".picoclaw" / "openai_sessions.lock").open("r+") as file:
