@@ -418,12 +418,13 @@ async def check_newcomers(server: Server) -> None:
 
 
 async def wait_not_ready(server: Server) -> None:
-    """Until the worker that one meets tells of the stop."""
+    """Until the worker that one meets tells of the stop; whoever has only connected when it begins is let go."""
     with trio.fail_after(LIMIT):
-        status = 0
-        while 503 != status:
+        answer = b""
+        while not answer.startswith(b"HTTP/1.1 503 "):
             async with connect(server.port) as client:
-                status = (await client.ask(head("GET", "/ready"))).status
+                await client.send(head("GET", "/ready", Connection="close"))
+                answer = await client.read_to_the_end()
 
 
 async def check_nobody_listens(server: Server) -> None:
