@@ -2,9 +2,11 @@
 
 Theory: up to ``max_turns`` run, up to ``max_waiting`` stand in line for at most ``max_wait`` seconds, everyone else is
 refused at once. There is a line for each holder of a token and a freed place goes to the lines in turn, so a flood
-from one client costs that client's own time.
-Editing rule: a place is handed over when another leaves it or a reload makes more of them, and by ``_hand_over`` alone;
-between a hand-over and the wake-up of the one who gets it the place counts as taken.
+from one client costs that client's own time. The room is shared in the same way: where it is full, the newest of the
+longest line goes for one whose line is shorter by more than one. So of k holders each has a k-th of the room, if it
+wants that much; by less than that the two would only change places.
+Editing rule: who stands in line is called out of it by ``_hand_over``, ``_make_room`` or ``drain`` alone, and out of
+line and counts at once; between a hand-over and the wake-up of the one who gets it the place counts as taken.
 """
 
 from __future__ import annotations
@@ -32,6 +34,18 @@ def _shutting_down() -> BusyError:
     return BusyError("The gateway is shutting down.", "shutting_down")
 
 
+def _too_many() -> BusyError:
+    return BusyError("Too many requests are in flight and in line.", "overloaded")
+
+
+@attrs.define(eq=False)
+class _Waiter:
+    """One in line. ``called`` says that it stands there no more, ``has_place`` that a place is the reason."""
+
+    called: trio.Event = attrs.field(factory=trio.Event, init=False)
+    has_place: bool = attrs.field(default=False, init=False)
+
+
 @attrs.define
 class Admission:
     """The gate before a turn.
@@ -48,8 +62,8 @@ class Admission:
     draining: bool = attrs.field(default=False, init=False)
     _running: int = attrs.field(default=0, init=False)
     _waiting: int = attrs.field(default=0, init=False)
-    # {holder: events of those in line}; the first key is the holder whose turn it is.
-    _lines: OrderedDict[int, deque[trio.Event]] = attrs.field(factory=OrderedDict, init=False)
+    # {holder: those in line}, none empty; the first key is the holder whose turn it is.
+    _lines: OrderedDict[int, deque[_Waiter]] = attrs.field(factory=OrderedDict, init=False)
     _turns: set[trio.CancelScope] = attrs.field(factory=set, init=False)
     _deadline: float = attrs.field(default=math.inf, init=False)
 
@@ -59,7 +73,7 @@ class Admission:
     def set_limits(self, max_turns: int, max_waiting: int, max_wait: float) -> None:
         """Take other limits from now on; who runs or stands in line already is not sent away."""
         self.max_turns, self.max_waiting, self.max_wait = max_turns, max_waiting, max_wait
-        while self._lines and not self.draining and self._running < self.max_turns:
+        while self._lines and self._running < self.max_turns:
             self._running += 1
             self._hand_over()
 
@@ -86,8 +100,10 @@ class Admission:
         self.draining = True
         self.end_turns(deadline)
         for line in self._lines.values():
-            for event in line:
-                event.set()
+            for waiter in line:
+                waiter.called.set()
+        self._lines.clear()
+        self._waiting = 0
 
     @asynccontextmanager
     async def turn(self, holder: int) -> AsyncIterator[None]:
@@ -97,8 +113,8 @@ class Admission:
             holder: whose line to stand in.
 
         Raises:
-            BusyError: code ``overloaded``: no place and no room to wait, or none in time; or ``shutting_down``, also
-                in the middle of the turn, when its grace is over.
+            BusyError: code ``overloaded``: no place and no room to wait, or none in time, or the room went to the
+                holder of a shorter line; or ``shutting_down``, also in the middle of the turn, when its grace is over.
         """
         self.check_open()
         if self._running < self.max_turns and not self._waiting:
@@ -118,35 +134,47 @@ class Admission:
 
     async def _wait_place(self, holder: int) -> None:
         if self._waiting >= self.max_waiting:
-            raise BusyError("Too many requests are in flight and in line.", "overloaded")
-        event = trio.Event()
-        self._lines.setdefault(holder, deque()).append(event)
+            self._make_room(holder)
+        waiter = _Waiter()
+        self._lines.setdefault(holder, deque()).append(waiter)
         self._waiting += 1
         try:
             with trio.move_on_after(self.max_wait):
-                await event.wait()
+                await waiter.called.wait()
         except trio.Cancelled:
-            if not self._step_out(holder, event):
+            if waiter.has_place:
                 self._leave()
             raise
-        if self._step_out(holder, event):
-            self.check_open()
-            raise BusyError("No place became free in time.", "overloaded")
+        finally:
+            if not waiter.called.is_set():
+                self._step_out(holder, waiter)
+        if waiter.has_place:
+            return
+        self.check_open()
+        raise _too_many() if waiter.called.is_set() else BusyError("No place became free in time.", "overloaded")
 
-    def _step_out(self, holder: int, event: trio.Event) -> bool:
-        """Leave the line; False where a place had been handed over already."""
-        line = self._lines.get(holder, ())
-        if event not in line:
-            return False
-        assert isinstance(line, deque)
-        line.remove(event)
+    def _make_room(self, holder: int) -> None:
+        """Send the newest of the longest line away for *holder*, whose line is shorter by more than one.
+
+        Raises:
+            BusyError: code ``overloaded``: it is not.
+        """
+        # A look at each line, of which there are no more than tokens, and at no one in them.
+        longest = max(self._lines.values(), key=len, default=deque[_Waiter]())
+        if len(longest) <= len(self._lines.get(holder, ())) + 1:
+            raise _too_many()
+        longest.pop().called.set()
+        self._waiting -= 1
+
+    def _step_out(self, holder: int, waiter: _Waiter) -> None:
+        line = self._lines[holder]
+        line.remove(waiter)
         self._waiting -= 1
         if not line:
             del self._lines[holder]
-        return True
 
     def _leave(self) -> None:
-        if self._lines and not self.draining and self._running <= self.max_turns:
+        if self._lines and self._running <= self.max_turns:
             self._hand_over()
         else:
             self._running -= 1
@@ -154,7 +182,9 @@ class Admission:
     def _hand_over(self) -> None:
         """Let the next in line have a place that counts as taken."""
         holder, line = self._lines.popitem(last=False)
-        line.popleft().set()
+        waiter = line.popleft()
         self._waiting -= 1
         if line:
             self._lines[holder] = line
+        waiter.has_place = True
+        waiter.called.set()

@@ -94,16 +94,6 @@ async def test_one_who_finds_the_waiting_room_full_is_refused_at_once(autojump_c
     check_free(admission)
 
 
-async def test_the_waiting_room_is_one_for_all_holders(autojump_clock: MockClock) -> None:
-    admission, log = Admission(1, 2, 10.0), Log()
-    async with trio.open_nursery() as nursery:
-        for holder, name in enumerate("abcd"):
-            nursery.start_soon(run_turn, admission, log, name, 1.0, holder)
-            await wait_all_tasks_blocked()
-
-    assert [("d", 0.0)] == told(log, "overloaded")
-
-
 async def test_without_a_waiting_room_everyone_beyond_the_limit_is_refused(autojump_clock: MockClock) -> None:
     admission, log = Admission(1, 0, 10.0), Log()
     async with trio.open_nursery() as nursery:
@@ -207,6 +197,218 @@ def test_places_go_to_the_holders_in_turn(holders: list[int]) -> None:
     order = trio.run(order_of, names, clock=MockClock(autojump_threshold=0))
 
     assert [names[place] for place in in_turn(holders)] == order
+
+
+# --- Sharing the room ----------------------------------------------------------------------------------------------
+
+
+async def outcome_of(names: Sequence[str], max_waiting: int) -> tuple[list[str], list[str]]:
+    """Who is let in and who is sent away, of some that come all at once for turns of a second each, one at a time."""
+    admission, log = Admission(1, max_waiting, 1e6), Log()
+    async with trio.open_nursery() as nursery:
+        for name in names:
+            nursery.start_soon(run_turn, admission, log, name, 1.0, ord(name[0]))
+            await wait_all_tasks_blocked()
+    check_free(admission)
+    assert {0.0} >= {at for _, at in told(log, "overloaded")}
+    return [name for name, _ in told(log, "in")], [name for name, _ in told(log, "overloaded")]
+
+
+async def test_in_a_full_room_the_newest_of_the_longest_line_goes_for_a_shorter_one(autojump_clock: MockClock) -> None:
+    came = ["a0", "b1", "a1", "a2", "a3", "c1", "c2", "a4"]
+
+    assert (["a0", "b1", "a1", "c1", "a2", "c2"], ["a3", "a4"]) == await outcome_of(came, 5)
+
+
+async def test_the_waiting_room_is_shared_by_all_holders_alike(autojump_clock: MockClock) -> None:
+    came = ["a0", "a1", "a2", "a3", "b1", "c1", "d1"]
+
+    assert (["a0", "a1", "b1", "c1"], ["a3", "a2", "d1"]) == await outcome_of(came, 3)
+
+
+async def test_one_whose_line_is_shorter_by_one_makes_nobody_go(autojump_clock: MockClock) -> None:
+    came = ["a0", "a1", "a2", "b1", "b2"]
+
+    assert (["a0", "a1", "b1", "a2"], ["b2"]) == await outcome_of(came, 3)
+
+
+async def test_a_flood_of_one_holder_gets_no_other_refused(autojump_clock: MockClock) -> None:
+    admission, log = Admission(4, 16, 5.0), Log()
+
+    async def come_again_and_again(name: str, holder: int) -> None:
+        while True:
+            await run_turn(admission, log, name, 0.2, holder)
+            await trio.sleep(0.1)
+
+    with trio.move_on_after(8.0):
+        async with trio.open_nursery() as nursery:
+            for _ in range(40):
+                nursery.start_soon(come_again_and_again, "a", 0)
+            await trio.sleep(1.0)
+            for _ in range(8):
+                nursery.start_soon(come_again_and_again, "b", 1)
+
+    assert {"a"} == {name for name, _ in told(log, "overloaded")}
+    assert {"a", "b"} == {name for name, _ in told(log, "in")}
+
+
+async def test_a_room_made_smaller_sends_nobody_away_and_is_shared_still(autojump_clock: MockClock) -> None:
+    admission, log = Admission(1, 10, 100.0), Log()
+    async with trio.open_nursery() as nursery:
+        for name in ("a0", "a1", "a2", "a3"):
+            nursery.start_soon(run_turn, admission, log, name, 1.0, ord(name[0]))
+            await wait_all_tasks_blocked()
+        admission.set_limits(1, 1, 100.0)
+        await wait_all_tasks_blocked()
+        assert AdmissionStatistics(1, 3) == admission.statistics()
+        for name in ("b1", "b2"):
+            nursery.start_soon(run_turn, admission, log, name, 1.0, ord(name[0]))
+            await wait_all_tasks_blocked()
+        assert AdmissionStatistics(1, 3) == admission.statistics()
+
+    assert [("a3", 0.0), ("b2", 0.0)] == told(log, "overloaded")
+    assert ["a0", "a1", "b1", "a2"] == [name for name, _ in told(log, "in")]
+    check_free(admission)
+
+
+async def test_one_may_be_cancelled_as_it_is_sent_away_for_another(autojump_clock: MockClock) -> None:
+    for _ in range(20):  # in either order: the scheduler throws a coin
+        admission, log = Admission(1, 2, 100.0), Log()
+        async with trio.open_nursery() as nursery:
+            await start(nursery, admission, log, "a0")
+            await start(nursery, admission, log, "a1")
+            newest = await start(nursery, admission, log, "a2")
+            nursery.start_soon(run_turn, admission, log, "b", 1.0, 1)
+            await trio.lowlevel.checkpoint()
+            newest.cancel()
+            await wait_all_tasks_blocked()
+            assert AdmissionStatistics(1, 2) == admission.statistics()
+            nursery.cancel_scope.cancel()
+        check_free(admission)
+
+
+async def test_one_may_be_sent_away_for_another_that_is_cancelled_as_it_comes(autojump_clock: MockClock) -> None:
+    admission, log = Admission(1, 2, 100.0), Log()
+    async with trio.open_nursery() as nursery:
+        for name in ("a0", "a1", "a2"):
+            await start(nursery, admission, log, name)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await run_turn(admission, log, "b", 1.0, 1)
+        await wait_all_tasks_blocked()
+        assert AdmissionStatistics(1, 1) == admission.statistics()
+        nursery.cancel_scope.cancel()
+
+    assert [("a2", 0.0)] == told(log, "overloaded")
+    check_free(admission)
+
+
+async def test_one_who_is_sent_away_as_its_time_in_line_ends_is_refused_once(autojump_clock: MockClock) -> None:
+    for _ in range(20):  # in either order: the scheduler throws a coin
+        admission, log = Admission(1, 2, 2.0), Log()
+        begun = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for name, holder in (("a0", 0), ("a1", 0), ("a2", 0)):
+                nursery.start_soon(run_turn, admission, log, name, 3.0, holder)
+                await wait_all_tasks_blocked()
+            await trio.sleep_until(begun + 2.0)
+            await run_turn(admission, log, "b", 1.0, 1)
+
+        assert [("a1", begun + 2.0), ("a2", begun + 2.0)] == sorted(told(log, "overloaded"))
+        assert [("a0", begun), ("b", begun + 3.0)] == told(log, "in")
+        check_free(admission)
+
+
+async def test_one_who_is_sent_away_just_before_draining_is_told_of_the_stop(autojump_clock: MockClock) -> None:
+    for _ in range(20):  # or just after it: the scheduler throws a coin
+        admission, log = Admission(1, 2, 100.0), Log()
+        async with trio.open_nursery() as nursery:
+            for name in ("a0", "a1", "a2"):
+                nursery.start_soon(run_turn, admission, log, name, 1.0)
+                await wait_all_tasks_blocked()
+            nursery.start_soon(run_turn, admission, log, "b", 1.0, 1)
+            await trio.lowlevel.checkpoint()
+            admission.drain()
+
+        assert ["a1", "a2", "b"] == sorted(name for name, _ in told(log, "shutting_down"))
+        check_free(admission)
+
+
+# (what happens, to whom): one of three holders comes, or one of those who are there goes.
+STEPS = st.tuples(st.sampled_from(["comes", "comes", "comes", "goes"]), st.integers(0, 11))
+
+
+async def check_shares(max_turns: int, max_waiting: int, steps: Sequence[tuple[str, int]]) -> None:
+    """Have all the steps happen, one after the other, and see after each who is where."""
+    admission = Admission(max_turns, max_waiting, math.inf)
+    lines: dict[int, list[trio.CancelScope]] = {0: [], 1: [], 2: []}
+    running: list[trio.CancelScope] = []
+    refused: list[tuple[int, trio.CancelScope]] = []
+
+    async def visit(holder: int) -> None:
+        with trio.CancelScope() as scope:
+            lines[holder].append(scope)
+            try:
+                async with admission.turn(holder):
+                    lines[holder].remove(scope)
+                    running.append(scope)
+                    await trio.sleep_forever()
+            except BusyError:
+                refused.append((holder, scope))
+            finally:
+                (running if scope in running else lines[holder]).remove(scope)
+
+    async with trio.open_nursery() as nursery:
+        for what, number in steps:
+            before = {holder: [*line] for holder, line in lines.items()}
+            refused.clear()
+            if what == "goes":
+                there = [*running, *lines[0], *lines[1], *lines[2]]
+                if there:
+                    there[number % len(there)].cancel()
+                await wait_all_tasks_blocked()
+                assert [] == refused
+            else:
+                nursery.start_soon(visit, number % 3)
+                await wait_all_tasks_blocked()
+                check_arrival(number % 3, max_waiting, before, lines, refused)
+            waiting = sum(map(len, lines.values()))
+            assert AdmissionStatistics(len(running), waiting) == admission.statistics()
+            assert waiting <= max_waiting
+            assert len(running) <= max_turns
+            assert not waiting or len(running) == max_turns
+        nursery.cancel_scope.cancel()
+    check_free(admission)
+
+
+def check_arrival(
+    newcomer: int,
+    max_waiting: int,
+    before: dict[int, list[trio.CancelScope]],
+    after: dict[int, list[trio.CancelScope]],
+    refused: Sequence[tuple[int, trio.CancelScope]],
+) -> None:
+    """Nobody is sent away within a holder's share of the room, and otherwise only as the rule says."""
+    share = max_waiting // sum(bool(line) or holder == newcomer for holder, line in before.items())
+    longest = max(map(len, before.values()))
+    assert len(refused) <= 1
+    for holder, scope in refused:
+        if holder == newcomer:
+            assert before == after
+            assert share <= len(before[newcomer])
+            assert longest <= len(before[newcomer]) + 1
+        else:
+            assert share <= len(after[holder])
+            assert longest == len(before[holder]) > len(before[newcomer]) + 1
+            assert before[holder] == [*after[holder], scope]
+            assert len(after[newcomer]) == len(before[newcomer]) + 1
+
+
+@given(st.integers(1, 2), st.integers(0, 7), st.lists(STEPS, max_size=25))
+def test_each_holder_keeps_its_share_of_the_room_whoever_comes_and_goes(
+    max_turns: int, max_waiting: int, steps: list[tuple[str, int]]
+) -> None:
+    trio.run(check_shares, max_turns, max_waiting, steps, clock=MockClock(autojump_threshold=0))
 
 
 # --- Cancellation --------------------------------------------------------------------------------------------------
@@ -505,12 +707,13 @@ VISITS = st.tuples(st.integers(0, 4), st.integers(0, 2), st.integers(0, 3), st.n
 async def visit_all(
     admission: Admission,
     visits: Sequence[tuple[int, int, int, int | None]],
-    limits: Sequence[int],
+    limits: Sequence[tuple[int, int]],
     drain_at: int | None,
 ) -> None:
     """Have all the visits made, watch the limits all the while, and see that nothing is left at the end."""
     inside = 0
-    highest = max(admission.max_turns, *limits)
+    most_turns = max(admission.max_turns, *(max_turns for max_turns, _ in limits))
+    most_waiting = max(admission.max_waiting, *(max_waiting for _, max_waiting in limits))
     refusals: list[tuple[str | None, bool]] = []
 
     async def visit(comes: int, holder: int, seconds: int, cancelled: int | None) -> None:
@@ -521,8 +724,10 @@ async def visit_all(
                 async with admission.turn(holder):
                     inside += 1
                     try:
-                        assert inside <= admission.statistics().running <= highest
-                        assert admission.statistics().waiting <= admission.max_waiting
+                        counts = admission.statistics()
+                        assert inside <= counts.running <= most_turns
+                        assert 0 <= counts.waiting <= most_waiting
+                        assert not counts.waiting or counts.running >= admission.max_turns
                         await trio.sleep(seconds)
                     finally:
                         inside -= 1
@@ -546,16 +751,16 @@ async def visit_all(
             assert AdmissionStatistics(admission.max_turns, 0) == admission.statistics()
 
 
-async def change_limits(admission: Admission, limits: Sequence[int]) -> None:
-    """Another number of places each second."""
-    for max_turns in limits:
+async def change_limits(admission: Admission, limits: Sequence[tuple[int, int]]) -> None:
+    """Another number of places, to run and to wait, each second."""
+    for max_turns, max_waiting in limits:
         await trio.sleep(1)
-        admission.set_limits(max_turns, admission.max_waiting, admission.max_wait)
+        admission.set_limits(max_turns, max_waiting, admission.max_wait)
 
 
 @given(
     st.lists(VISITS, max_size=12),
-    st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(1, 4), st.integers(0, 4)), min_size=1, max_size=4),
     st.integers(1, 3),
     st.integers(0, 4),
     st.integers(0, 4),
@@ -563,7 +768,7 @@ async def change_limits(admission: Admission, limits: Sequence[int]) -> None:
 )
 def test_after_any_interleaving_nobody_runs_and_nobody_waits(
     visits: list[tuple[int, int, int, int | None]],
-    limits: list[int],
+    limits: list[tuple[int, int]],
     max_turns: int,
     max_waiting: int,
     max_wait: int,
