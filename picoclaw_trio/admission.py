@@ -117,7 +117,7 @@ class Admission:
                 holder of a shorter line; or ``shutting_down``, also in the middle of the turn, when its grace is over.
         """
         self.check_open()
-        if self._running < self.max_turns and not self._waiting:
+        if self._running < self.max_turns:  # then nobody is in line: a place that becomes free is handed over
             self._running += 1
         else:
             await self._wait_place(holder)
