@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 
 import attrs
@@ -63,7 +63,7 @@ class Admission:
     _running: int = attrs.field(default=0, init=False)
     _waiting: int = attrs.field(default=0, init=False)
     # {holder: those in line}, none empty; the first key is the holder whose turn it is.
-    _lines: OrderedDict[int, deque[_Waiter]] = attrs.field(factory=OrderedDict, init=False)
+    _lines: OrderedDict[Hashable, deque[_Waiter]] = attrs.field(factory=OrderedDict, init=False)
     _turns: set[trio.CancelScope] = attrs.field(factory=set, init=False)
     _deadline: float = attrs.field(default=math.inf, init=False)
 
@@ -106,7 +106,7 @@ class Admission:
         self._waiting = 0
 
     @asynccontextmanager
-    async def turn(self, holder: int) -> AsyncIterator[None]:
+    async def turn(self, holder: Hashable) -> AsyncIterator[None]:
         """A place for one turn, from entering to leaving.
 
         Args:
@@ -132,7 +132,7 @@ class Admission:
         if scope.cancelled_caught:
             raise _shutting_down()
 
-    async def _wait_place(self, holder: int) -> None:
+    async def _wait_place(self, holder: Hashable) -> None:
         if self._waiting >= self.max_waiting:
             self._make_room(holder)
         waiter = _Waiter()
@@ -153,7 +153,7 @@ class Admission:
         self.check_open()
         raise _too_many() if waiter.called.is_set() else BusyError("No place became free in time.", "overloaded")
 
-    def _make_room(self, holder: int) -> None:
+    def _make_room(self, holder: Hashable) -> None:
         """Send the newest of the longest line away for *holder*, whose line is shorter by more than one.
 
         Raises:
@@ -166,7 +166,7 @@ class Admission:
         longest.pop().called.set()
         self._waiting -= 1
 
-    def _step_out(self, holder: int, waiter: _Waiter) -> None:
+    def _step_out(self, holder: Hashable, waiter: _Waiter) -> None:
         line = self._lines[holder]
         line.remove(waiter)
         self._waiting -= 1

@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import attrs
 
 from .admission import Admission
-from .auth import BearerTokens
+from .auth import BearerTokens, Holder
 from .config import Config
 from .memory import FOLDER_NAME, Memory, open_memory
 from .plan import Caller
@@ -44,7 +44,7 @@ class Gateway:
     memory: Memory
     unfinished: Unfinished = attrs.field(factory=Unfinished)
 
-    def http_caller(self, name: str | None, holder: int) -> Caller:
+    def http_caller(self, name: str | None, holder: Holder | None) -> Caller:
         """A client of the endpoint: its aliases are stored with its session, or in the one place for all.
 
         Args:

@@ -10,7 +10,7 @@ its plan.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import attrs
 import structlog
@@ -148,9 +148,9 @@ def make_plan(
     return plan_with_tools(plan, box, int(max_steps))
 
 
-def _place(caller: Caller) -> str:
+def _place(caller: Caller) -> Hashable:
     """Where an unfinished turn is looked for: nobody gets at those of another token."""
-    return f"{caller.holder} {caller.session}"
+    return caller.holder, caller.session
 
 
 def _tools(gateway: Gateway, request: ChatRequest, caller: Caller, narrowed: tuple[str, ...] | None) -> ToolBox | None:

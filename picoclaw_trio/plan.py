@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 
 import attrs
 
+from .auth import Holder
 from .config import Door
 from .memory import Recollection
 from .messages import Message
@@ -31,7 +32,7 @@ class Caller:
     Attributes:
         session: key of the session, ``openai:default``, ``openai:<user>`` or ``cli:<name>``.
         selection: where the alias that this caller names is stored; None: nowhere.
-        holder: whose line to stand in when it is crowded.
+        holder: whose line to stand in when it is crowded; None in the terminal, which needs no token.
         door: which tools it may have.
         remembers: the gateway keeps this session's conversation.
         only_adds: all that it says now is new to that conversation, even where it says the same again.
@@ -39,7 +40,7 @@ class Caller:
 
     session: str
     selection: str | None
-    holder: int
+    holder: Holder | None
     door: Door = "http"
     remembers: bool = False
     only_adds: bool = False

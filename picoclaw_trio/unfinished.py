@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TypeAlias
 
@@ -26,7 +26,7 @@ MAX_TURNS = 256
 MAX_BYTES = 32 * 1024 * 1024
 
 # (caller, what makes a call the same)
-Key: TypeAlias = tuple[str, str]
+Key: TypeAlias = tuple[Hashable, str]
 
 
 @attrs.frozen
@@ -46,7 +46,7 @@ class Unfinished:
     _last: int = attrs.field(default=0, init=False)
     _size: int = attrs.field(default=0, init=False)
 
-    def keep(self, caller: str, calls: Iterable[Json], messages: Sequence[Message]) -> None:
+    def keep(self, caller: Hashable, calls: Iterable[Json], messages: Sequence[Message]) -> None:
         """Remember *messages* in the place of the one that the client got, which made these *calls*."""
         keys = tuple((caller, _identity(call)) for call in calls)
         kept = Kept(keys, tuple(messages), sum(len(orjson.dumps(message.body)) for message in messages))
@@ -57,13 +57,13 @@ class Unfinished:
         while len(self._turns) > MAX_TURNS or (self._size > MAX_BYTES and len(self._turns) > 1):
             self._forget_oldest()
 
-    def restore(self, caller: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    def restore(self, caller: Hashable, messages: tuple[Message, ...]) -> tuple[Message, ...]:
         """*messages* with what was kept in the place of what the client knows of it."""
         if not self._turns:
             return messages
         return tuple(whole for message in messages for whole in self._restored(caller, message))
 
-    def _restored(self, caller: str, message: Message) -> Iterator[Message]:
+    def _restored(self, caller: Hashable, message: Message) -> Iterator[Message]:
         for call in message.body.get("tool_calls") or () if message.role == "assistant" else ():
             number = self._numbers.get((caller, _identity(call)))
             if number is not None:

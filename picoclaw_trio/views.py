@@ -17,6 +17,7 @@ import trio
 from trio.to_thread import run_sync
 
 from . import answers, metrics
+from .auth import Holder
 from .detached import answer_to_the_end
 from .errors import AuthError, RequestError
 from .gateway import Gateway
@@ -35,8 +36,8 @@ OWNER = "picoclaw"
 MAX_QUICK_BYTES = 65_536
 
 
-def authorize(gateway: Gateway, request: HttpRequest) -> int:
-    """Let the bearer of a listed token in; gives the token's place in the list.
+def authorize(gateway: Gateway, request: HttpRequest) -> Holder:
+    """Let the bearer of a listed token in; tells who it is.
 
     Raises:
         AuthError: no token, or not one of ours.
@@ -51,7 +52,7 @@ def authorize(gateway: Gateway, request: HttpRequest) -> int:
         raise
 
 
-def admit(gateway: Gateway, request: HttpRequest) -> int:
+def admit(gateway: Gateway, request: HttpRequest) -> Holder:
     """Like ``authorize``, while the server takes requests.
 
     Raises:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import strategies  # noqa: F401  # loads the profile
 from hypothesis import example, given
@@ -21,23 +23,19 @@ def is_let_in(tokens: BearerTokens, authorization: str | None) -> bool:
     return True
 
 
-@pytest.mark.parametrize(("token", "place"), [("sk-one", 0), ("sk-two", 1), ("sk-three", 2)])
-def test_each_listed_token_lets_in_by_its_place(token: str, place: int) -> None:
-    assert place == TOKENS.check(f"Bearer {token}")
-
-
-def test_a_token_listed_twice_has_its_first_place() -> None:
-    assert 1 == BearerTokens.from_plain(["a", "b", "b"]).check("Bearer b")
+@pytest.mark.parametrize("others", [["b"], ["b", "c"], ["c", "b"], ["b", "b"], ["c", "b", "b"]])
+def test_a_holder_is_the_same_in_any_list(others: list[str]) -> None:
+    assert BearerTokens.from_plain(["b"]).check("Bearer b") == BearerTokens.from_plain(others).check("bearer  b ")
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "bEaReR"])
 def test_the_scheme_is_case_insensitive(scheme: str) -> None:
-    assert 0 == TOKENS.check(f"{scheme} sk-one")
+    assert TOKENS.check("Bearer sk-one") == TOKENS.check(f"{scheme} sk-one")
 
 
 @pytest.mark.parametrize("header", ["Bearer   sk-one", "Bearer sk-one ", "Bearer \tsk-one\t "])
 def test_space_around_the_token_is_no_part_of_it(header: str) -> None:
-    assert 0 == TOKENS.check(header)
+    assert TOKENS.check("Bearer sk-one") == TOKENS.check(header)
 
 
 @pytest.mark.parametrize(
@@ -93,23 +91,23 @@ def test_a_token_beyond_ascii_is_compared_as_utf_8() -> None:
     # Headers are bytes that we read as Latin-1; the configuration is UTF-8.
     as_header = "пароль-é-à".encode().decode("latin-1")
 
-    assert 0 == BearerTokens.from_plain(["пароль-é-à"]).check(f"Bearer {as_header}")
+    assert is_let_in(BearerTokens.from_plain(["пароль-é-à"]), f"Bearer {as_header}")
 
 
 def test_a_token_of_raw_bytes_in_the_environment_is_compared_as_these_bytes() -> None:
     from_environment = b"\xff\xfe".decode("utf-8", "surrogateescape")
 
-    assert 0 == BearerTokens.from_plain([from_environment]).check("Bearer \xff\xfe")
+    assert is_let_in(BearerTokens.from_plain([from_environment]), "Bearer \xff\xfe")
 
 
 VISIBLE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1)
 
 
-@given(st.lists(VISIBLE, min_size=1, unique=True), st.data())
-def test_any_listed_token_is_let_in_and_named_by_its_place(tokens: list[str], data: st.DataObject) -> None:
-    place = data.draw(st.integers(0, len(tokens) - 1))
+@given(st.lists(VISIBLE, min_size=1))
+def test_there_are_as_many_holders_as_different_tokens(tokens: list[str]) -> None:
+    listed = BearerTokens.from_plain(tokens)
 
-    assert place == BearerTokens.from_plain(tokens).check(f"Bearer {tokens[place]}")
+    assert len(set(tokens)) == len({listed.check(f"Bearer {token}") for token in tokens})
 
 
 @given(st.lists(VISIBLE), VISIBLE)
@@ -123,6 +121,10 @@ def test_any_header_without_a_listed_token_is_refused(header: str) -> None:
     assert not is_let_in(TOKENS, header)
 
 
-def test_tokens_do_not_show_themselves() -> None:
-    assert "sk-one" not in repr(TOKENS)
-    assert "sk-one" not in str(TOKENS)
+@pytest.mark.parametrize("shown", [TOKENS, TOKENS.check("Bearer sk-one")])
+def test_neither_tokens_nor_holders_show_a_token_or_its_digest(shown: object) -> None:
+    digest = hashlib.sha256(b"sk-one").digest()
+    for text in (repr(shown), str(shown)):
+        assert "sk-one" not in text
+        assert digest.hex() not in text
+        assert repr(digest) not in text

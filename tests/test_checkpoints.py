@@ -85,7 +85,7 @@ async def test_nothing_is_left_by_a_turn_cancelled_at_any_checkpoint(
     stream = case == "streamed"
     async with open_gateway(load_config(make_environment(tmp_path))) as gateway:
         gateway.upstream.policy = RetryPolicy(base_delay=0.001)
-        caller = gateway.http_caller("alice", 0)
+        caller = gateway.http_caller("alice", None)
         tasks = trio.lowlevel.current_statistics().tasks_living
         step, was_cancelled = 0, True
         while was_cancelled:

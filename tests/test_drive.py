@@ -110,7 +110,7 @@ def make_plan(*, stream: bool = False, tools: Sequence[Json] = (), max_steps: in
     router = Router.from_config(Config(None, Path("/nowhere"), model_list=tuple(models)))
     limits = Limits(10.0, 1000, trio.CapacityLimiter(4), trio.CapacityLimiter(4))
     plan = TurnPlan(
-        caller=Caller("openai:default", None, 0),
+        caller=Caller("openai:default", None, None),
         alias="a",
         conversation=(QUESTION,),
         parameters={"tools": tools} if tools else {},

@@ -457,7 +457,7 @@ async def test_target_without_time_for_a_pause_is_left_for_the_next(autojump_clo
 async def test_turn_ends_at_its_deadline_at_the_latest(outcome: Outcome, autojump_clock: MockClock) -> None:
     fake = FakeTargets({"a": [outcome], "b": [fails("timeout", after=100.0)]})
     plan = TurnPlan(
-        caller=Caller("openai:default", None, 0),
+        caller=Caller("openai:default", None, None),
         alias="a",
         conversation=(),
         parameters={},

@@ -98,7 +98,7 @@ class Talk:
     def _walk(self, messages: Sequence[Message], *, only_adds: bool = False) -> None:
         self._wait_for_servers()
         request = ChatRequest(self.model, None, tuple(messages), True, False, {})
-        caller = Caller(self.key, None, holder=0, door="terminal", remembers=True, only_adds=only_adds)
+        caller = Caller(self.key, None, holder=None, door="terminal", remembers=True, only_adds=only_adds)
 
         async def walk(gateway: Gateway, emit: Emit) -> Reply:
             return await answer(gateway, request, caller, emit)

@@ -1,0 +1,58 @@
+"""What a reload leaves as it is, and what it brings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from fakes import ScriptedUpstream, says
+from harness import TOKEN, Here, ask, entry, make_config, make_environment, open_client, serve_here, write_config
+from serving import PATH
+from streams import call, calls
+
+from picoclaw_trio.config import load_config
+
+OTHER = "sk-other"
+BUY: Any = {"type": "function", "function": {"name": "buy", "parameters": {"type": "object"}}}
+
+
+def reload(server: Here, home: Path, config: Mapping[str, Any]) -> None:
+    """What the server does when its file has changed."""
+    write_config(home, config)
+    server.app.gateway = server.app.gateway.with_config(load_config(make_environment(home)))
+
+
+# Tokens
+
+
+@pytest.mark.parametrize("tokens", [[TOKEN, OTHER], [OTHER, TOKEN], [OTHER, OTHER, TOKEN, TOKEN]])
+async def test_an_unfinished_turn_is_its_own_tokens_over_a_reload(
+    tokens: list[str], tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    (tmp_path / "price").write_text("7 gold")
+    config = {
+        **make_config(entry("m", upstream.url)),
+        "agents": {"defaults": {"workspace": str(tmp_path)}},
+        "tools": {"allow": {"http": ["read_file"]}},
+    }
+    upstream.scripts = [calls(call("1", "read_file", path="price"), call("2", "buy")), says("Well.")]
+
+    async def sent_after_reload(server: Here, token: str, messages: list[Any]) -> bytes:
+        async with open_client(server.url, Authorization=f"Bearer {token}") as client:
+            assert 200 == (await client.post(PATH, json={"messages": messages, "tools": [BUY]})).status_code
+        return orjson.dumps(upstream.asked[-1].body)
+
+    async with serve_here(tmp_path, config) as server, open_client(server.url) as client:
+        reply = await client.post(PATH, json=ask("Buy it.", tools=[BUY]))
+        message = reply.json()["choices"][0]["message"]
+        assert ["2"] == [one["id"] for one in message["tool_calls"]]
+        config["gateway"]["openai_api"]["bearer_tokens"] = tokens
+        reload(server, tmp_path, config)
+
+        result = {"role": "tool", "tool_call_id": "2", "content": "paid"}
+        messages = [*ask("Buy it.")["messages"], message, result]
+        assert b"7 gold" not in await sent_after_reload(server, OTHER, messages)
+        assert b"7 gold" in await sent_after_reload(server, TOKEN, messages)
