@@ -60,15 +60,15 @@ class Gateway:
         return default_alias(self.config, self.workspace)
 
     def with_config(self, config: Config) -> Gateway:
-        """The same server under another configuration: state, connections and turns in flight stay."""
+        """The same server under another configuration: state, connections, turns in flight and wrong tokens stay."""
         api, defaults = config.gateway.openai_api, config.agents.defaults
         self.upstream.policy = RetryPolicy(defaults.max_llm_retries + 1, defaults.llm_retry_backoff_secs)
         self.admission.set_limits(api.max_turns, api.max_waiting, api.max_wait)
+        self.throttle.set_limit(api.wrong_tokens_per_minute)
         return attrs.evolve(
             self,
             config=config,
             tokens=BearerTokens.from_plain([token.reveal() for token in api.bearer_tokens]),
-            throttle=Throttle(api.wrong_tokens_per_minute),
             router=Router.from_config(config, self.router),
             workspace=self.workspace if config.workspace == self.workspace.folder else Workspace(config.workspace),
             tools=self.tools.with_config(config),

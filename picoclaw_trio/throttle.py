@@ -44,6 +44,12 @@ class Throttle:
     # {address: (wrong tokens that are held against it, when that was so)}, the least recent first.
     _debts: OrderedDict[str, tuple[float, float]] = attrs.field(factory=OrderedDict, init=False)
 
+    def set_limit(self, per_minute: int) -> None:
+        """Take another limit from now on; what an address owes stays, up to what it could owe under the new one."""
+        self.per_minute = per_minute
+        debts = ((address, (min(debt, per_minute), at)) for address, (debt, at) in self._debts.items())
+        self._debts = OrderedDict(debts if per_minute else ())
+
     def check(self, address: str | None, now: float) -> None:
         """
         Args:

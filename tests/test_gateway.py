@@ -56,3 +56,29 @@ async def test_an_unfinished_turn_is_its_own_tokens_over_a_reload(
         messages = [*ask("Buy it.")["messages"], message, result]
         assert b"7 gold" not in await sent_after_reload(server, OTHER, messages)
         assert b"7 gold" in await sent_after_reload(server, TOKEN, messages)
+
+
+# Wrong tokens
+
+
+async def wrong_token(server: Here) -> int:
+    async with open_client(server.url, Authorization="Bearer sk-wrong") as client:
+        return (await client.post(PATH, json=ask())).status_code
+
+
+async def test_an_address_stays_slowed_down_over_a_reload(tmp_path: Path) -> None:
+    config = make_config(wrong_tokens_per_minute=2)
+    async with serve_here(tmp_path, config) as server:
+        assert [401, 401, 429] == [await wrong_token(server) for _ in range(3)]
+        reload(server, tmp_path, config)
+        assert 429 == await wrong_token(server)
+
+
+@pytest.mark.parametrize(("per_minute", "statuses"), [(0, [401, 401, 401]), (1, [429, 429, 429]), (3, [401, 401, 429])])
+async def test_a_reload_brings_another_number_of_wrong_tokens(
+    per_minute: int, statuses: list[int], tmp_path: Path
+) -> None:
+    async with serve_here(tmp_path, make_config(wrong_tokens_per_minute=2)) as server:
+        assert 401 == await wrong_token(server)
+        reload(server, tmp_path, make_config(wrong_tokens_per_minute=per_minute))
+        assert statuses == [await wrong_token(server) for _ in range(3)]

@@ -85,3 +85,57 @@ def test_a_paid_debt_is_forgotten() -> None:
     fail(throttle, "192.0.2.1", 1)
     throttle.check("192.0.2.1", 60.0)
     assert not throttle._debts
+
+
+@pytest.mark.parametrize("per_minute", [10, 6])
+def test_a_debt_stays_under_another_limit(per_minute: int) -> None:
+    throttle = Throttle(per_minute=10)
+    fail(throttle, "192.0.2.1", 10)
+    throttle.set_limit(per_minute)
+
+    with pytest.raises(TooManyFailuresError):
+        throttle.check("192.0.2.1", 0.0)
+
+
+def test_a_debt_is_no_reason_to_wait_under_a_limit_that_allows_more() -> None:
+    throttle = Throttle(per_minute=10)
+    fail(throttle, "192.0.2.1", 10)
+    throttle.set_limit(12)
+    fail(throttle, "192.0.2.1", 1)
+    throttle.check("192.0.2.1", 0.0)
+    fail(throttle, "192.0.2.1", 1)
+
+    with pytest.raises(TooManyFailuresError):
+        throttle.check("192.0.2.1", 0.0)
+
+
+def test_a_debt_under_a_lower_limit_is_as_high_as_it_can_be_there() -> None:
+    throttle = Throttle(per_minute=60)
+    fail(throttle, "192.0.2.1", 60)
+    throttle.set_limit(2)
+    with pytest.raises(TooManyFailuresError) as caught:
+        throttle.check("192.0.2.1", 0.0)
+
+    assert "30" == caught.value.headers["Retry-After"]
+    throttle.check("192.0.2.1", 30.0)
+
+
+def test_all_debts_are_forgotten_when_it_is_switched_off() -> None:
+    throttle = Throttle(per_minute=1)
+    fail(throttle, "192.0.2.1", 1)
+    throttle.set_limit(0)
+    throttle.check("192.0.2.1", 0.0)
+    throttle.set_limit(1)
+    throttle.check("192.0.2.1", 0.0)
+
+
+def test_the_least_recent_is_forgotten_first_after_another_limit_too() -> None:
+    throttle = Throttle(per_minute=2, max_addresses=2)
+    fail(throttle, "192.0.2.1", 2)
+    fail(throttle, "192.0.2.2", 2)
+    throttle.set_limit(1)
+    fail(throttle, "192.0.2.3", 1)
+
+    throttle.check("192.0.2.1", 0.0)
+    with pytest.raises(TooManyFailuresError):
+        throttle.check("192.0.2.2", 0.0)
