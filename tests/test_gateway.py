@@ -8,12 +8,14 @@ from typing import Any
 
 import orjson
 import pytest
-from fakes import ScriptedUpstream, says
+from fakes import ScriptedUpstream, answers, error_body, says
 from harness import TOKEN, Here, ask, entry, make_config, make_environment, open_client, serve_here, write_config
 from serving import PATH
 from streams import call, calls
 
+from picoclaw_trio.admission import AdmissionStatistics
 from picoclaw_trio.config import load_config
+from picoclaw_trio.errors import BusyError
 
 OTHER = "sk-other"
 BUY: Any = {"type": "function", "function": {"name": "buy", "parameters": {"type": "object"}}}
@@ -82,3 +84,33 @@ async def test_a_reload_brings_another_number_of_wrong_tokens(
         assert 401 == await wrong_token(server)
         reload(server, tmp_path, make_config(wrong_tokens_per_minute=per_minute))
         assert statuses == [await wrong_token(server) for _ in range(3)]
+
+
+# Limits of turns, and attempts
+
+
+async def test_a_reload_brings_other_limits_of_turns(tmp_path: Path) -> None:
+    async with serve_here(tmp_path, make_config(max_turns=1, max_waiting=0)) as server:
+        admission = server.gateway.admission
+        async with admission.turn(None):
+            reload(server, tmp_path, make_config(max_turns=2, max_waiting=3, max_wait=0.001))
+            async with admission.turn(None):
+                assert AdmissionStatistics(2, 0) == server.app.gateway.admission.statistics()
+                with pytest.raises(BusyError, match="in time"):  # it may wait now, if not for long
+                    await admission.turn(None).__aenter__()
+        assert (2, 3, 0.001) == (admission.max_turns, admission.max_waiting, admission.max_wait)
+
+
+@pytest.mark.parametrize("retries", [0, 1, 3])
+async def test_a_reload_brings_another_number_of_attempts(
+    retries: int, tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    upstream.scripts = [answers(500, error_body("no"))]
+    config = make_config(entry("m", upstream.url))
+    async with serve_here(tmp_path, config) as server, open_client(server.url) as client:
+        defaults = {"max_llm_retries": retries, "llm_retry_backoff_secs": 0.0}
+        reload(server, tmp_path, {**config, "agents": {"defaults": defaults}})
+        assert 502 == (await client.post(PATH, json=ask())).status_code
+
+    assert retries + 1 == len(upstream.asked)
+    assert 0.0 == server.gateway.upstream.policy.base_delay
