@@ -65,10 +65,9 @@ class RetryPolicy:
         """
         if attempt >= self.max_attempts:
             return None
-        if error.retry_after is not None:
-            return error.retry_after if error.retry_after <= self.max_delay else None
-        pause: float = self.base_delay * 2 ** (attempt - 1)
-        return min(self.max_delay, pause) * (1 - jitter / 2)
+        own: float = min(self.max_delay, self.base_delay * 2 ** (attempt - 1)) * (1 - jitter / 2)
+        pause = max(own, error.retry_after or 0.0)  # who says 0 has failed all the same: never again at once
+        return pause if pause <= self.max_delay else None
 
 
 @attrs.define

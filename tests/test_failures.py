@@ -261,7 +261,7 @@ async def test_stream_with_calls_without_end_is_cut_off(tmp_path: Path, upstream
 async def test_rate_limit_is_passed_on_after_all_attempts_only(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     upstream.scripts = [answers(429, {}, retry_after="0"), answers(429, {}, retry_after="0"), says()]
     config = make_config(entry("one", upstream.url))
-    async with serving(tmp_path, config, RetryPolicy()) as (_, client):
+    async with serving(tmp_path, config, RetryPolicy(base_delay=0.01)) as (_, client):
         assert 200 == (await client.post(PATH, json=ask())).status_code
         upstream.scripts = [answers(429, {}, retry_after="0")]
         assert 429 == (await client.post(PATH, json=ask())).status_code
@@ -428,7 +428,7 @@ async def test_turn_that_takes_too_long_is_a_gateway_timeout(
 ) -> None:
     upstream.scripts = [answers(500, b"", retry_after="0"), script]
     config = make_config(entry("one", upstream.url), turn_timeout=0.3)
-    async with serving(tmp_path, config, RetryPolicy()) as (_, client):
+    async with serving(tmp_path, config, RetryPolicy(base_delay=0.01)) as (_, client):
         answer = await client.post(PATH, json=ask())
     check_error(answer, 504, "upstream_timeout", type="server_error", x_should_retry="false")
 

@@ -389,13 +389,23 @@ async def test_one_attempt_means_no_retry(autojump_clock: MockClock) -> None:
 
 
 @pytest.mark.parametrize("kind", ["rate_limited", "server"])
-@pytest.mark.parametrize("wish", [0.0, 0.1, 3.0, 8.0])
+@pytest.mark.parametrize("wish", [0.3, 3.0, 8.0])
 async def test_retry_after_is_honoured_to_the_second(wish: float, kind: str, autojump_clock: MockClock) -> None:
     fake = FakeTargets({"a": [fails(kind, wish), says("hello")]})
 
     await fake.upstream(jitter=1.0).complete(route("a"), REQUEST, discard)
 
     assert [0.0, wish] == fake.times
+
+
+@pytest.mark.parametrize("wish", [-5.0, 0.0, 0.2, float("nan")])
+async def test_retry_after_makes_no_pause_shorter_than_our_own(wish: float, autojump_clock: MockClock) -> None:
+    fake = FakeTargets({"a": [fails("rate_limited", wish)]})
+
+    with pytest.raises(UpstreamError):
+        await fake.upstream().complete(route("a"), REQUEST, discard)
+
+    assert [0.0, 0.5, 1.5] == fake.times
 
 
 @pytest.mark.parametrize("wish", [8.1, 60.0, float("inf")])
