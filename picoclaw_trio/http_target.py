@@ -8,7 +8,6 @@ Editing rule: nothing here knows what follows a failure.
 
 from __future__ import annotations
 
-import email.utils
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -34,7 +33,14 @@ from .connections import (
 )
 from .errors import UpstreamError
 from .routing import Target
-from .upstream_reply import Chunk, decode_chunk, decode_completion, decode_error, merge_endings
+from .upstream_reply import (
+    Chunk,
+    decode_chunk,
+    decode_completion,
+    decode_error,
+    decode_retry_after,
+    merge_endings,
+)
 from .upstream_request import UpstreamRequest, encode_request
 
 Take: TypeAlias = Callable[[Chunk], Awaitable[None]]
@@ -90,7 +96,7 @@ def _prepare(target: Target) -> tuple[Url, Headers]:
 async def _take_answer(response: Response, take: Take, max_stream_bytes: float) -> None:
     if response.status != 200:
         raw = await _receive_error(response)
-        raise decode_error(response.status, raw, _retry_after(response.header("retry-after")))
+        raise decode_error(response.status, raw, decode_retry_after(response.header("retry-after"), time.time()))
     start = await _receive_start(response)
     told = (response.header("content-type") or "").lower()
     is_object = start.startswith(b"{") or not (start.startswith(SSE_STARTS) or told.startswith(sse.CONTENT_TYPE))
@@ -181,20 +187,6 @@ def _join(chunks: Sequence[Chunk]) -> Chunk:
         return chunks[0]
     events = tuple([event for chunk in chunks for event in chunk.events])
     return attrs.evolve(reduce(merge_endings, chunks), events=events)
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds, from seconds or an HTTP date (RFC 9110 section 10.2.3); None where it is neither."""
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None
 
 
 def _secrets(target: Target) -> Iterator[str]:

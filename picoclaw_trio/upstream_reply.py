@@ -9,9 +9,11 @@ Source: https://platform.openai.com/docs/api-reference/chat/object and .../chat/
 
 from __future__ import annotations
 
+import email.utils
 import re
 import secrets
 from collections.abc import Iterator, Mapping
+from datetime import UTC
 
 import attrs
 import orjson
@@ -249,6 +251,26 @@ def decode_error_object(
         code=_string(code),
         retry_after=retry_after,
     )
+
+
+def decode_retry_after(value: str | None, now: float) -> float | None:
+    """Seconds from *now*, of seconds or an HTTP date (RFC 9110 sections 10.2.3 and 5.6.7); None where it is neither.
+
+    Args:
+        now: seconds since the epoch.
+    """
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        date = email.utils.parsedate_to_datetime(value)
+        # The oldest of the three forms names no zone, and means GMT like the others.
+        return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _shown(raw: bytes) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -23,6 +24,7 @@ from picoclaw_trio.upstream_reply import (
     decode_chunk,
     decode_completion,
     decode_error,
+    decode_retry_after,
     merge_endings,
 )
 from picoclaw_trio.upstream_request import ModelSettings, UpstreamRequest, encode_request
@@ -589,6 +591,46 @@ def test_retry_after_travels_with_the_failure() -> None:
     error = decode_error(429, b"slow down", 7.0)
 
     assert ("rate_limited", 7.0, {"Retry-After": "7"}) == (error.kind, error.retry_after, error.headers)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (None, None),
+        ("0", 0.0),
+        ("7", 7.0),
+        ("7.5", 7.5),
+        ("-5", 0.0),
+        ("nan", 0.0),
+        ("1e400", float("inf")),
+        ("", None),
+        ("soon", None),
+        ("Mon, 00 Jan 2026 00:00:00 GMT", None),
+        ("Mon, 01 Jan 99999999999999999999 00:00:00 GMT", None),
+        ("Sun, 06 Nov 1994 08:49:00 GMT", 0.0),
+    ],
+)
+def test_retry_after_is_seconds_from_now_on_and_never_less_than_none(value: str | None, seconds: float | None) -> None:
+    assert seconds == decode_retry_after(value, 784_111_770.0)
+
+
+@pytest.fixture(params=["UTC", "America/New_York", "Asia/Tokyo"])
+def zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The machine stands in this time zone."""
+    with monkeypatch.context() as context:
+        context.setenv("TZ", request.param)
+        time.tzset()
+        yield
+    time.tzset()
+
+
+# The three forms of RFC 9110 section 5.6.7, all of them in GMT.
+@pytest.mark.parametrize(
+    "date", ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"]
+)
+@pytest.mark.usefixtures("zone")
+def test_date_in_retry_after_is_one_of_greenwich_in_each_of_its_forms(date: str) -> None:
+    assert 7.0 == decode_retry_after(date, 784_111_770.0)
 
 
 @pytest.mark.parametrize("levels", [240, 900, 100_000])
