@@ -149,6 +149,7 @@ UPSTREAM_FAILURES: Mapping[str, tuple[int, str, Mapping[str, str], str]] = {
     "unsupported": (502, "upstream_unsupported", DO_NOT_RETRY, "speaks a protocol that this gateway does not"),
     "rate_limited": (429, "rate_limit_exceeded", NO_HEADERS, "is rate-limited"),
     "server": (502, "upstream_error", NO_HEADERS, "failed"),
+    "backend_timeout": (502, "upstream_error", NO_HEADERS, "got no answer in time from the one behind it"),
     "unreachable": (502, "upstream_error", NO_HEADERS, "could not be reached"),
     "lost": (502, "upstream_error", NO_HEADERS, "cut the connection before its answer was whole"),
     "garbled": (502, "upstream_error", NO_HEADERS, "gave an answer that could not be understood"),
@@ -161,6 +162,7 @@ STATUS_KINDS: Mapping[int, str] = {
     404: "unknown_model",
     429: "rate_limited",
     **dict.fromkeys((408, 409, 425), "server"),
+    **dict.fromkeys((504, 524), "backend_timeout"),  # 524 is Cloudflare's; any other 5xx is "server"
 }
 # Official SDKs wait as long as they are told, one of them without bound.
 MAX_RETRY_AFTER = 30.0
@@ -195,7 +197,8 @@ class UpstreamError(GatewayError):
         cls, status: int | None, *, message: str, param: str | None, code: str | None, retry_after: float | None
     ) -> UpstreamError:
         """The failure that an upstream's own error object tells of; *status* is None where it came without one."""
-        kind = "server" if status is None or status >= 500 else STATUS_KINDS.get(status, "garbled")
+        other = "server" if status is None or status >= 500 else "garbled"
+        kind = other if status is None else STATUS_KINDS.get(status, other)
         error = cls(kind, detail=f"status {status}: {message}", retry_after=retry_after)
         if kind == "rejected" and status is not None:
             error.status = status

@@ -23,6 +23,7 @@ COOL_DOWNS: Mapping[str, tuple[float, float]] = MappingProxyType(
         "unsupported": (3600.0, 3600.0),
         "rate_limited": (5.0, 300.0),  # or as long as the upstream says, if that is longer
         "server": (2.0, 120.0),
+        "backend_timeout": (5.0, 300.0),
         "unreachable": (2.0, 120.0),
         "lost": (2.0, 120.0),
         "garbled": (10.0, 300.0),

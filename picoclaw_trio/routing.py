@@ -34,6 +34,7 @@ ON_FAILURE: Mapping[tuple[str, bool], Action] = MappingProxyType(
         ("unsupported", False): FALL_BACK,
         ("rate_limited", False): RETRY,  # honours Retry-After while it is short, then falls back
         ("server", False): RETRY,
+        ("backend_timeout", False): FALL_BACK,  # a proxy gave up; who it asked may still be at work
         ("unreachable", False): RETRY,
         ("lost", False): FALL_BACK,  # the upstream may still be at work: never the same question there again
         ("garbled", False): FALL_BACK,
@@ -45,7 +46,7 @@ ON_FAILURE: Mapping[tuple[str, bool], Action] = MappingProxyType(
 
 
 # After these the upstream may still be at work on the request, unheard: the same model there is not asked again.
-MAY_STILL_RUN = frozenset({"lost", "timeout"})
+MAY_STILL_RUN = frozenset({"backend_timeout", "lost", "timeout"})
 
 
 @attrs.frozen(eq=False)

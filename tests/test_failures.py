@@ -281,7 +281,7 @@ async def test_long_wait_is_not_waited_for(tmp_path: Path, upstream: ScriptedUps
 
 async def test_broken_upstream_is_bad_gateway(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     async with serving(tmp_path, make_config(entry("one", upstream.url))) as (_, client):
-        for status in (500, 501, 502, 503, 504, 520, 529, 408, 409, 425, 418, 302):
+        for status in (500, 501, 502, 503, 504, 520, 524, 529, 408, 409, 425, 418, 302):
             upstream.scripts = [answers(status, error_body("10.1.2.3 is down"))]
             answer = await client.post(PATH, json=ask())
             assert "10.1.2.3" not in check_error(answer, 502, "upstream_error", type="server_error")
@@ -293,6 +293,18 @@ async def test_broken_upstream_is_asked_again(tmp_path: Path, upstream: Scripted
     async with serving(tmp_path, config, RetryPolicy(base_delay=0.01)) as (_, client):
         assert 200 == (await client.post(PATH, json=ask())).status_code
     assert 3 == len(upstream.asked)
+
+
+@pytest.mark.parametrize("status", [504, 524])
+async def test_model_behind_a_proxy_that_gave_up_waiting_is_not_asked_again(
+    status: int, tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    upstream.scripts = [answers(status, b"<html>Gateway Time-out</html>"), says()]
+    row = {**entry("one", upstream.url), "api_key": None, "api_keys": ["k-one", "k-two"]}
+    async with serving(tmp_path, make_config(row), RetryPolicy(base_delay=0.01)) as (_, client):
+        answer = await client.post(PATH, json=ask())
+    check_error(answer, 502, "upstream_error", type="server_error")
+    assert 1 == len(upstream.asked)
 
 
 @pytest.mark.parametrize("retries", [0, 1, 4])

@@ -42,6 +42,7 @@ def test_table_has_a_cell_for_every_kind_of_failure_before_and_after_the_first_t
         ("unsupported", FALL_BACK),
         ("rate_limited", RETRY),
         ("server", RETRY),
+        ("backend_timeout", FALL_BACK),
         ("unreachable", RETRY),
         ("lost", FALL_BACK),
         ("garbled", FALL_BACK),

@@ -218,7 +218,7 @@ async def test_refusal_by_a_fallback_is_the_answer(autojump_clock: MockClock) ->
     assert ["a", "b"] == fake.asked
 
 
-@pytest.mark.parametrize("kind", ["lost", "timeout", "garbled"])
+@pytest.mark.parametrize("kind", ["backend_timeout", "lost", "timeout", "garbled"])
 async def test_target_that_may_still_be_at_work_is_not_asked_again(kind: str, autojump_clock: MockClock) -> None:
     fake = FakeTargets({"a": [fails(kind)]})
 
@@ -234,7 +234,7 @@ def two_keys(base: str = "http://x", model: str = "a-up") -> Route:
     return router_of(first, ModelConfig("b", model, "openai", base)).route("a", 0.0)
 
 
-@pytest.mark.parametrize("kind", ["lost", "timeout"])
+@pytest.mark.parametrize("kind", ["backend_timeout", "lost", "timeout"])
 async def test_model_that_may_still_be_at_work_is_not_asked_under_another_key(
     kind: str, autojump_clock: MockClock
 ) -> None:
