@@ -37,7 +37,7 @@ ON_FAILURE: Mapping[tuple[str, bool], Action] = MappingProxyType(
         ("backend_timeout", False): FALL_BACK,  # a proxy gave up; who it asked may still be at work
         ("unreachable", False): RETRY,
         ("lost", False): FALL_BACK,  # the upstream may still be at work: never the same question there again
-        ("garbled", False): FALL_BACK,
+        ("garbled", False): FALL_BACK,  # likewise: we have stopped reading
         ("timeout", False): FALL_BACK,  # likewise
         # A second answer would follow half of the first.
         **{(kind, True): GIVE_UP for kind in UPSTREAM_FAILURES},
@@ -45,8 +45,9 @@ ON_FAILURE: Mapping[tuple[str, bool], Action] = MappingProxyType(
 )
 
 
-# After these the upstream may still be at work on the request, unheard: the same model there is not asked again.
-MAY_STILL_RUN = frozenset({"backend_timeout", "lost", "timeout"})
+# After these the upstream may still be at work on the request, unheard: the same model there is not asked again, under
+# another key neither.
+MAY_STILL_RUN = frozenset({"backend_timeout", "lost", "garbled", "timeout"})
 
 
 @attrs.frozen(eq=False)

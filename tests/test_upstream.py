@@ -234,7 +234,7 @@ def two_keys(base: str = "http://x", model: str = "a-up") -> Route:
     return router_of(first, ModelConfig("b", model, "openai", base)).route("a", 0.0)
 
 
-@pytest.mark.parametrize("kind", ["backend_timeout", "lost", "timeout"])
+@pytest.mark.parametrize("kind", ["backend_timeout", "lost", "timeout", "garbled"])
 async def test_model_that_may_still_be_at_work_is_not_asked_under_another_key(
     kind: str, autojump_clock: MockClock
 ) -> None:
@@ -255,13 +255,6 @@ async def test_another_model_or_address_is_asked_while_one_may_still_be_at_work(
 
     assert "b" == (await fake.upstream().complete(two_keys(base, model), REQUEST, discard)).alias
     assert ["a", "b"] == fake.asked
-
-
-@pytest.mark.parametrize("kind", ["auth", "garbled"])
-async def test_another_key_is_asked_where_the_first_is_refused(kind: str, autojump_clock: MockClock) -> None:
-    fake = FakeTargets({"a": [fails(kind), says("hello")], "b": [says("no")]})
-
-    assert "a" == (await fake.upstream().complete(two_keys(), REQUEST, discard)).alias
 
 
 # What is learned of a target
@@ -570,19 +563,6 @@ def twins(*keys: str, rpm: int = 0) -> Router:
     """One entry with several keys: the same model at the same address."""
     entry = ModelConfig("a", "up", "openai", "http://x", tuple(map(Secret, keys)), rpm=rpm)
     return Router.from_config(Config(None, Path("/nowhere"), model_list=(entry,)))
-
-
-@pytest.mark.parametrize("kind", ["lost", "timeout"])
-async def test_question_that_may_still_be_worked_on_is_not_asked_there_under_another_key(
-    kind: str, autojump_clock: MockClock
-) -> None:
-    fake = FakeTargets({"a": [fails(kind), says("twice")]})
-
-    with pytest.raises(UpstreamError) as raised:
-        await fake.upstream().complete(twins("one", "two").route("a", 0.0), REQUEST, discard)
-
-    assert kind == raised.value.kind
-    assert ["a"] == fake.asked
 
 
 async def test_refused_key_is_followed_by_the_next_one(autojump_clock: MockClock) -> None:
