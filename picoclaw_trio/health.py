@@ -1,20 +1,23 @@
 """Whether a target is fit to be asked now: not cooling down after a failure, and within its requests a minute.
 
 Theory: a target that fails is left alone for a while, longer each time, so that requests do not pay for finding out
-again what the last one found out; one reply and it is well. A cool-down puts a target last, never out of reach: where
-no other can answer it is asked all the same. Requests a minute are a bound: it is kept even where that means waiting.
+again what the last one found out; one reply and it is well. Of attempts that were under way together the failures are
+one trouble, and a reply does not unsay them: it was on its way before. A cool-down puts a target last, never out of
+reach: where no other can answer it is asked all the same. Requests a minute are a bound: it is kept even where that
+means waiting.
 No clock and no I/O: the time is passed in, in seconds on any steady clock.
 Editing rule: how long a kind of failure keeps a target out stands in ``COOL_DOWNS``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
 import attrs
 
-# {kind of failure: (first cool-down, longest one) in seconds}; doubled with each failure in a row.
+# {kind of failure: (first cool-down, longest one) in seconds}; doubled with each trouble in a row.
 # A kind that is not here says nothing about the target: the request was at fault.
 COOL_DOWNS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
@@ -64,25 +67,36 @@ class Health:
     """The state of one target."""
 
     allowance: Allowance
-    failures: int = attrs.field(default=0, init=False)  # in a row
-    cool_until: float = attrs.field(default=float("-inf"), init=False)
+    troubles: int = attrs.field(default=0, init=False)  # in a row; failures of attempts under way together are one
+    cool_until: float = attrs.field(default=-math.inf, init=False)
+    _trouble_at: float = attrs.field(default=-math.inf, init=False)  # first failure of the last one in that row
+    _failed_at: float = attrs.field(default=-math.inf, init=False)  # last failure
 
     def is_fit(self, now: float) -> bool:
         """Whether this target is to be preferred to one that is not."""
         return now >= self.cool_until and self.allowance.wait(now) == 0.0
 
-    def note_reply(self) -> None:
-        self.failures = 0
-        self.cool_until = float("-inf")
+    def note_reply(self, began_at: float) -> None:
+        """
+        Args:
+            began_at: when the attempt did that had a reply.
+        """
+        if began_at >= self._failed_at:
+            self.troubles = 0
+            self.cool_until = self._trouble_at = -math.inf
 
-    def note_failure(self, kind: str, retry_after: float | None, now: float) -> None:
+    def note_failure(self, kind: str, retry_after: float | None, began_at: float, now: float) -> None:
         """
         Args:
             retry_after: seconds that the upstream asked us to stay away, or None.
+            began_at: when the attempt did that failed.
         """
         if kind not in COOL_DOWNS:
             return
+        if began_at >= self._trouble_at:
+            self.troubles += 1
+            self._trouble_at = now
+        self._failed_at = now
         first, longest = COOL_DOWNS[kind]
-        pause = min(longest, first * 2 ** min(self.failures, MAX_DOUBLINGS))
-        self.failures += 1
-        self.cool_until = now + max(pause, min(retry_after or 0.0, longest))
+        pause = min(longest, first * 2 ** min(self.troubles - 1, MAX_DOUBLINGS))
+        self.cool_until = max(self.cool_until, now + max(pause, min(retry_after or 0.0, longest)))

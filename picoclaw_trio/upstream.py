@@ -112,17 +112,13 @@ class Upstream:
         while True:
             await self._wait_allowance(target)
             try:
-                reply = await self._attempt(target, request, emit)
+                return await self._attempt(target, request, emit)
             except UpstreamError as exc:
                 _log_failure(target, attempt, exc)
-                target.health.note_failure(exc.kind, exc.retry_after, trio.current_time())
                 pause = self.policy.delay(attempt, exc, self.jitter()) if _what_follows(exc) == RETRY else None
                 if pause is None or not _is_time_for(pause):
                     raise
                 metrics.note_retry(target.alias, exc.kind)
-            else:
-                target.health.note_reply()
-                return reply
             await trio.sleep(pause)
             attempt += 1
 
@@ -134,14 +130,17 @@ class Upstream:
             await trio.sleep(pause)
 
     async def _attempt(self, target: Target, request: UpstreamRequest, emit: Emit) -> Reply:
+        """One call of one target, and what it shows of that target's health."""
         hearing = _Hearing(target, emit, request.stream, request.keep_text)
         began_at, outcome = trio.current_time(), "cancelled"
         try:
             await self.ask(target, request, hearing.take)
             outcome = "ok"
+            target.health.note_reply(began_at)
         except UpstreamError as exc:
             exc.spoken = hearing.spoken
             outcome = exc.kind
+            target.health.note_failure(exc.kind, exc.retry_after, began_at, trio.current_time())
             raise
         finally:
             metrics.note_attempt(target.alias, outcome, trio.current_time() - began_at)

@@ -126,8 +126,8 @@ def test_targets_that_cool_down_come_last_in_the_same_order() -> None:
         model("a", "http://x", fallbacks=("b",)), model("a", "http://y"), model("a", "http://z"), model("b", "http://o")
     )
     x, y, z, _ = router.route("a", 0.0).targets
-    x.health.note_failure("auth", None, 0.0)
-    z.health.note_failure("auth", None, 0.0)
+    x.health.note_failure("auth", None, 0.0, 0.0)
+    z.health.note_failure("auth", None, 0.0, 0.0)
 
     assert ["yozx", "zxyo"] == [bases(router.route("a", now)) for now in (1.0, 1000.0)]
     assert y.health.is_fit(0.0)

@@ -285,6 +285,36 @@ async def test_target_that_cools_down_is_asked_all_the_same_where_there_is_no_ot
     assert [0.0, 0.0] == fake.times
 
 
+async def test_reply_that_was_under_way_when_its_target_failed_ends_no_cool_down(autojump_clock: MockClock) -> None:
+    router = router_of(*(ModelConfig(name, f"{name}-up", "openai", "http://x", fallbacks=("b",)) for name in "ab"))
+    fake = FakeTargets({"a": [says("slow", pause=5.0), fails("rate_limited", 60.0)], "b": [says("hello")]})
+    upstream = fake.upstream()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upstream.complete, router.route("a", trio.current_time()), REQUEST, discard)
+        await trio.sleep(1.0)
+        await upstream.complete(router.route("a", trio.current_time()), REQUEST, discard)
+    await upstream.complete(router.route("a", trio.current_time()), REQUEST, discard)
+
+    assert ["a", "a", "b", "b"] == fake.asked
+
+
+async def test_failures_of_requests_that_were_under_way_together_are_one(autojump_clock: MockClock) -> None:
+    asked = route("a")
+    fake = FakeTargets({"a": [fails("server", after=1.0)]})
+
+    async def fail() -> None:
+        with pytest.raises(UpstreamError):
+            await fake.upstream(max_attempts=1).complete(asked, REQUEST, discard)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(fail)
+
+    (target,) = asked.targets
+    assert COOL_DOWNS["server"][0] == target.health.cool_until - trio.current_time()
+
+
 async def test_requests_a_minute_are_kept_by_a_short_wait(autojump_clock: MockClock) -> None:
     fake = FakeTargets({"a": [says("hello")]})
     limited = route("a", rpm=20)
