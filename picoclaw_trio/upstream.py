@@ -130,8 +130,12 @@ class Upstream:
             await trio.sleep(pause)
 
     async def _attempt(self, target: Target, request: UpstreamRequest, emit: Emit) -> Reply:
-        """One call of one target, and what it shows of that target's health."""
+        """One call of one target, and what it shows of that target's health.
+
+        Silence up to the deadline is a timeout of the target's, though nothing but a cancellation comes of it here.
+        """
         hearing = _Hearing(target, emit, request.stream, request.keep_text)
+        deadline = trio.current_effective_deadline()
         began_at, outcome = trio.current_time(), "cancelled"
         try:
             await self.ask(target, request, hearing.take)
@@ -141,6 +145,11 @@ class Upstream:
             exc.spoken = hearing.spoken
             outcome = exc.kind
             target.health.note_failure(exc.kind, exc.retry_after, began_at, trio.current_time())
+            raise
+        except BaseException:  # a cancellation, alone or in a group
+            if not hearing.started and trio.current_time() >= deadline:
+                outcome = "timeout"
+                target.health.note_failure(outcome, None, began_at, trio.current_time())
             raise
         finally:
             metrics.note_attempt(target.alias, outcome, trio.current_time() - began_at)

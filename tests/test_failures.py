@@ -445,6 +445,18 @@ async def test_turn_that_takes_too_long_is_a_gateway_timeout(
     check_error(answer, 504, "upstream_timeout", type="server_error", x_should_retry="false")
 
 
+async def test_target_that_hung_for_a_whole_turn_is_passed_over_by_the_next(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    upstream.scripts = [hangs]
+    async with open_upstream() as second:
+        config = make_config(entry("one", upstream.url, fallbacks=["two"]), entry("two", second.url), turn_timeout=0.3)
+        async with serving(tmp_path, config) as (_, client):
+            assert 504 == (await client.post(PATH, json=ask(model="one"))).status_code
+            assert "two" == (await client.post(PATH, json=ask(model="one"))).json()["model"]
+    assert 1 == len(upstream.asked)
+
+
 async def test_retries_end_with_the_time_of_the_turn(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     upstream.scripts = [answers(500, b"")]
     config = make_config(entry("one", upstream.url), turn_timeout=2)

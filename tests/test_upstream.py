@@ -21,7 +21,7 @@ from picoclaw_trio.plan import Caller, TurnPlan
 from picoclaw_trio.replies import Delta, ExtraDelta, Progress, ReplyStarted, TextDelta, ToolCallDelta, Usage
 from picoclaw_trio.routing import FALL_BACK, GIVE_UP, ON_FAILURE, RETRY, Route, Router, Target
 from picoclaw_trio.state.sessions import NO_CHANGE
-from picoclaw_trio.upstream import RetryPolicy, Upstream, discard
+from picoclaw_trio.upstream import Emit, RetryPolicy, Upstream, discard
 from picoclaw_trio.upstream_reply import Chunk
 from picoclaw_trio.upstream_request import UpstreamRequest
 
@@ -507,6 +507,41 @@ async def test_turn_ends_at_its_deadline_at_the_latest(outcome: Outcome, autojum
     assert ("timeout", 504) == (raised.value.kind, raised.value.status)
     assert 7.0 == fake.now
     assert 0 == fake.running
+
+
+async def walk_until(deadline: float, fake: FakeTargets, request: UpstreamRequest, emit: Emit = discard) -> Target:
+    """Ask the one target of a route, which does not answer before *deadline*."""
+    asked = route("a")
+    with trio.move_on_at(deadline) as scope:
+        await fake.upstream().complete(asked, request, emit)
+    assert scope.cancelled_caught
+    return asked.targets[0]
+
+
+async def test_target_that_was_silent_up_to_the_deadline_cools_down(autojump_clock: MockClock) -> None:
+    target = await walk_until(trio.current_time() + 7.0, FakeTargets({"a": [says("late", pause=10.0)]}), REQUEST)
+
+    assert COOL_DOWNS["timeout"][0] == target.health.cool_until - trio.current_time()
+
+
+async def test_target_that_spoke_up_to_the_deadline_does_not_cool_down(autojump_clock: MockClock) -> None:
+    fake = FakeTargets({"a": [says("much", "too", "much", pause=3.0)]})
+    target = await walk_until(trio.current_time() + 7.0, fake, STREAM)
+
+    assert target.health.is_fit(trio.current_time())
+
+
+async def test_target_whose_client_leaves_or_whose_server_stops_does_not_cool_down(autojump_clock: MockClock) -> None:
+    asked = route("a")
+    fake = FakeTargets({"a": [says("late", pause=10.0)]})
+    with trio.move_on_after(7.0), trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fake.upstream().complete, asked, REQUEST, discard)
+            await trio.sleep(3.0)
+            scope.deadline = trio.current_time() + 1.0  # a stop with a time limit of its own
+
+    assert 4.0 == fake.now
+    assert asked.targets[0].health.is_fit(trio.current_time())
 
 
 # The reply
