@@ -139,6 +139,7 @@ class Upstream:
         began_at, outcome = trio.current_time(), "cancelled"
         try:
             await self.ask(target, request, hearing.take)
+            await hearing.tell()
             outcome = "ok"
             target.health.note_reply(began_at)
         except UpstreamError as exc:
@@ -180,11 +181,16 @@ class _Hearing:
         events = [self._hear(event) for event in chunk.events]
         # The empty text that comes with the role says nothing yet: another target may still answer.
         telling = [event for event in events if type(event) is not TextDelta or event.text or event.logprobs]
-        if telling and self.started:
-            await self.emit(*telling)
-        elif telling:
+        if telling:
+            await self.tell(*telling)
+
+    async def tell(self, *events: Delta) -> None:
+        """Give *events* on, the first of them, or none, after whose they are: each reply has its beginning."""
+        if not self.started:
             self.started = True
-            await self.emit(ReplyStarted(self.target.alias, self.upstream_model), *telling)
+            await self.emit(ReplyStarted(self.target.alias, self.upstream_model), *events)
+        elif events:
+            await self.emit(*events)
 
     def _hear(self, event: Delta) -> Delta:
         if type(event) is ToolCallDelta:

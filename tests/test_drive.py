@@ -176,6 +176,15 @@ async def test_half_an_answer_that_nobody_streams_is_no_part_of_the_whole() -> N
     assert "b" == outcome.reply.alias
 
 
+@pytest.mark.parametrize("pieces", [(), ("",)])
+async def test_half_an_answer_is_no_part_of_the_empty_one_that_follows(pieces: Sequence[str]) -> None:
+    heard = Heard()
+    outcome = await walk(Model([Says(["Half of "], fails="lost"), Says(pieces)]), heard)
+
+    assert ("", "b") == (outcome.reply.text, outcome.reply.alias)
+    assert not outcome.added[-1].message.body.get("content")
+
+
 async def test_usage_is_that_of_all_steps() -> None:
     outcome = await walk(Model([Says(calls=[calls_look("1")]), Says(["Hi"])]))
     assert Usage(20, 4, 24, {"prompt_tokens_details": {"cached_tokens": 6}}) == outcome.reply.usage

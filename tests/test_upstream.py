@@ -566,6 +566,16 @@ async def test_reply_holds_what_was_said_and_who_said_it(autojump_clock: MockClo
     assert [ReplyStarted("a", "a-up"), TextDelta("Hel"), TextDelta("lo")] == heard.events
 
 
+@pytest.mark.parametrize("request_", [REQUEST, STREAM])
+async def test_empty_reply_has_its_beginning_too(request_: UpstreamRequest, autojump_clock: MockClock) -> None:
+    fake = FakeTargets({"a": [fails("auth")], "b": [says("")]})
+    heard = Heard()
+
+    await fake.upstream().complete(route("a", "b"), request_, heard.take)
+
+    assert [ReplyStarted("b", "up-2026")] == heard.events
+
+
 async def test_whoever_takes_his_time_holds_up_the_target(autojump_clock: MockClock) -> None:
     async def take_slowly(*events: Progress) -> None:
         await trio.sleep(3.0)
