@@ -1,4 +1,4 @@
-"""Whether a target is fit to be asked now: not cooling down after a failure, and within its requests a minute.
+"""Whether a target is fit to be asked now: its health, and the requests a minute of its entry.
 
 Theory: a target that fails is left alone for a while, longer each time, so that requests do not pay for finding out
 again what the last one found out; one reply and it is well. Of attempts that were under way together the failures are
@@ -64,17 +64,15 @@ class Allowance:
 
 @attrs.define(eq=False)
 class Health:
-    """The state of one target."""
+    """Whether one target cools down, and for how long."""
 
-    allowance: Allowance
     troubles: int = attrs.field(default=0, init=False)  # in a row; failures of attempts under way together are one
     cool_until: float = attrs.field(default=-math.inf, init=False)
     _trouble_at: float = attrs.field(default=-math.inf, init=False)  # first failure of the last one in that row
     _failed_at: float = attrs.field(default=-math.inf, init=False)  # last failure
 
-    def is_fit(self, now: float) -> bool:
-        """Whether this target is to be preferred to one that is not."""
-        return now >= self.cool_until and self.allowance.wait(now) == 0.0
+    def is_well(self, now: float) -> bool:
+        return now >= self.cool_until
 
     def note_reply(self, began_at: float) -> None:
         """

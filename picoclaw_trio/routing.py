@@ -60,7 +60,8 @@ class Target:
         base: address without a trailing slash; None for ``echo``, and where the vendor's protocol is not spoken.
         key: None where the upstream wants none.
         request_timeout: seconds for one attempt; for a stream, until its first byte and between two.
-        health: what was learned of it; the one thing here that changes.
+        allowance: requests a minute, which it shares with the other keys of its entry.
+        health: what was learned of it. These two change.
     """
 
     alias: str
@@ -71,7 +72,12 @@ class Target:
     headers: Mapping[str, str]
     request_timeout: float
     proxy: str | None
-    health: Health = attrs.field(factory=lambda: Health(Allowance(0)))
+    allowance: Allowance = attrs.field(factory=lambda: Allowance(0))
+    health: Health = attrs.field(factory=Health)
+
+    def is_fit(self, now: float) -> bool:
+        """Whether it is to be preferred to a target that is not."""
+        return self.health.is_well(now) and self.allowance.wait(now) == 0.0
 
 
 @attrs.frozen
@@ -113,9 +119,7 @@ class Router:
     def allowances(self) -> Mapping[Hashable, Allowance]:
         """{who is asked how often: what has been used of that}."""
         return {
-            (target.alias, target.base, target.key, target.settings.model, target.health.allowance.rpm): (
-                target.health.allowance
-            )
+            (target.alias, target.base, target.key, target.settings.model, target.allowance.rpm): target.allowance
             for target in itertools.chain.from_iterable(self._targets.values())
         }
 
@@ -149,7 +153,7 @@ class Router:
         targets = tuple(itertools.chain.from_iterable(self._in_turn(alias, name) for name in names))
         if len(targets) == 1:
             return Route(targets)
-        return Route(tuple(sorted(targets, key=lambda target: not target.health.is_fit(now))))
+        return Route(tuple(sorted(targets, key=lambda target: not target.is_fit(now))))
 
     def _in_turn(self, asked: str, alias: str) -> tuple[Target, ...]:
         targets = self._targets[alias]
@@ -176,7 +180,7 @@ def _targets(entry: ModelConfig, defaults: AgentDefaults, used: Mapping[Hashable
             headers=_headers(entry),
             request_timeout=entry.request_timeout,
             proxy=entry.proxy,
-            health=Health(allowance),
+            allowance=allowance,
         )
 
 

@@ -124,7 +124,7 @@ class Upstream:
 
     async def _wait_allowance(self, target: Target) -> None:
         """Keep the target's requests a minute, by a short wait or by leaving it."""
-        while pause := target.health.allowance.take(trio.current_time()):
+        while pause := target.allowance.take(trio.current_time()):
             if pause > self.policy.max_delay or not _is_time_for(pause):
                 raise UpstreamError("rate_limited", detail="rpm of the entry is used up", retry_after=pause)
             await trio.sleep(pause)

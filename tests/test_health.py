@@ -12,16 +12,16 @@ def test_every_kind_but_the_request_s_own_fault_has_a_cool_down() -> None:
 
 @pytest.mark.parametrize("kind", COOL_DOWNS)
 def test_failed_target_is_fit_again_after_its_cool_down(kind: str) -> None:
-    health = Health(Allowance(0))
+    health = Health()
     health.note_failure(kind, None, 90.0, 100.0)
     first = COOL_DOWNS[kind][0]
 
-    assert not health.is_fit(100.0 + first - 0.001)
-    assert health.is_fit(100.0 + first)
+    assert not health.is_well(100.0 + first - 0.001)
+    assert health.is_well(100.0 + first)
 
 
 def test_cool_down_doubles_with_each_failure_in_a_row_up_to_the_longest() -> None:
-    health = Health(Allowance(0))
+    health = Health()
     pauses: list[float] = []
     for _ in range(10):
         began_at = health.cool_until if pauses else 0.0
@@ -32,29 +32,29 @@ def test_cool_down_doubles_with_each_failure_in_a_row_up_to_the_longest() -> Non
 
 
 def test_a_reply_ends_the_cool_down_and_the_doubling() -> None:
-    health = Health(Allowance(0))
+    health = Health()
     health.note_failure("server", None, 0.0, 0.0)
     health.note_failure("server", None, 0.0, 0.0)
     health.note_reply(0.0)
-    assert health.is_fit(0.0)
+    assert health.is_well(0.0)
 
     health.note_failure("server", None, 0.0, 0.0)
     assert 2.0 == health.cool_until
 
 
 def test_a_reply_that_began_before_the_last_failure_ends_nothing() -> None:
-    health = Health(Allowance(0))
+    health = Health()
     health.note_failure("rate_limited", 60.0, 1.0, 2.0)
     health.note_failure("server", None, 1.5, 4.0)
     health.note_reply(3.9)
-    assert not health.is_fit(61.9)
+    assert not health.is_well(61.9)
 
     health.note_reply(4.0)
-    assert health.is_fit(4.1)
+    assert health.is_well(4.1)
 
 
 def test_failures_of_attempts_under_way_together_are_one_step_of_the_doubling() -> None:
-    health = Health(Allowance(0))
+    health = Health()
     for now in (10.0, 10.5, 11.0):
         health.note_failure("server", None, 9.9, now)
     assert 13.0 == health.cool_until  # two seconds from the last one on
@@ -64,14 +64,14 @@ def test_failures_of_attempts_under_way_together_are_one_step_of_the_doubling() 
 
 
 def test_attempts_that_overlap_without_end_go_on_doubling() -> None:
-    health = Health(Allowance(0))
+    health = Health()
     for number in range(4):
         health.note_failure("server", None, 10.0 * number, 10.0 * number + 11.0)
     assert 41.0 + 4.0 == health.cool_until
 
 
 def test_failure_after_a_reply_is_a_new_trouble_however_early_its_attempt_began() -> None:
-    health = Health(Allowance(0))
+    health = Health()
     health.note_failure("server", None, 1.0, 2.0)
     health.note_reply(3.0)
     health.note_failure("server", None, 0.0, 5.0)
@@ -79,28 +79,28 @@ def test_failure_after_a_reply_is_a_new_trouble_however_early_its_attempt_began(
 
 
 def test_shorter_cool_down_does_not_end_a_longer_one() -> None:
-    health = Health(Allowance(0))
+    health = Health()
     health.note_failure("rate_limited", 60.0, 0.0, 0.0)
     health.note_failure("unreachable", None, 1.0, 1.0)
     assert 60.0 == health.cool_until
 
 
 def test_a_rate_limited_target_stays_away_as_long_as_it_was_told() -> None:
-    health = Health(Allowance(0))
+    health = Health()
     health.note_failure("rate_limited", 42.0, 0.0, 0.0)
     assert 42.0 == health.cool_until
 
 
 def test_no_upstream_can_send_itself_away_for_ever() -> None:
-    health = Health(Allowance(0))
+    health = Health()
     health.note_failure("rate_limited", 1e9, 0.0, 0.0)
     assert 300.0 == health.cool_until
 
 
 def test_a_refused_request_says_nothing_about_the_target() -> None:
-    health = Health(Allowance(0))
+    health = Health()
     health.note_failure("rejected", None, 0.0, 0.0)
-    assert health.is_fit(0.0)
+    assert health.is_well(0.0)
 
 
 def test_no_limit_means_no_wait() -> None:
@@ -122,10 +122,3 @@ def test_asking_for_the_wait_takes_nothing() -> None:
     assert [0.0, 0.0] == [allowance.wait(0.0), allowance.wait(0.0)]
     assert 0.0 == allowance.take(0.0)
     assert 60.0 == allowance.wait(0.0)
-
-
-def test_target_without_allowance_is_not_fit() -> None:
-    health = Health(Allowance(1))
-    health.allowance.take(0.0)
-    assert not health.is_fit(0.0)
-    assert health.is_fit(60.0)

@@ -130,7 +130,7 @@ def test_targets_that_cool_down_come_last_in_the_same_order() -> None:
     z.health.note_failure("auth", None, 0.0, 0.0)
 
     assert ["yozx", "zxyo"] == [bases(router.route("a", now)) for now in (1.0, 1000.0)]
-    assert y.health.is_fit(0.0)
+    assert y.is_fit(0.0)
 
 
 # Fallbacks
@@ -226,6 +226,14 @@ def test_defaults_of_the_agents_are_every_targets() -> None:
     ]
 
 
+def test_target_whose_entry_has_no_request_left_is_not_fit() -> None:
+    (target,) = router_of(model("a", rpm=1)).route("a", 0.0).targets
+    target.allowance.take(0.0)
+
+    assert not target.is_fit(59.0)
+    assert target.is_fit(60.0)
+
+
 def test_requests_that_were_used_up_stay_so_after_a_reload() -> None:
     entries = [ModelConfig(name, f"{name}-up", "openai", "http://x", rpm=2) for name in ("a", "b")]
     configs = [
@@ -234,8 +242,8 @@ def test_requests_that_were_used_up_stay_so_after_a_reload() -> None:
     ]
     before = Router.from_config(configs[0])
     (used,) = before.route("a", 0.0).targets
-    assert [0.0, 0.0, 30.0] == [used.health.allowance.take(0.0) for _ in range(3)]
+    assert [0.0, 0.0, 30.0] == [used.allowance.take(0.0) for _ in range(3)]
 
     same, other = (Router.from_config(config, before) for config in configs[1:])
-    assert [30.0, 0.0] == [same.route(name, 0.0).targets[0].health.allowance.wait(0.0) for name in "ab"]
-    assert 0.0 == other.route("a", 0.0).targets[0].health.allowance.wait(0.0)
+    assert [30.0, 0.0] == [same.route(name, 0.0).targets[0].allowance.wait(0.0) for name in "ab"]
+    assert 0.0 == other.route("a", 0.0).targets[0].allowance.wait(0.0)

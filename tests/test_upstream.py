@@ -528,7 +528,7 @@ async def test_target_that_spoke_up_to_the_deadline_does_not_cool_down(autojump_
     fake = FakeTargets({"a": [says("much", "too", "much", pause=3.0)]})
     target = await walk_until(trio.current_time() + 7.0, fake, STREAM)
 
-    assert target.health.is_fit(trio.current_time())
+    assert target.is_fit(trio.current_time())
 
 
 async def test_target_whose_client_leaves_or_whose_server_stops_does_not_cool_down(autojump_clock: MockClock) -> None:
@@ -541,7 +541,7 @@ async def test_target_whose_client_leaves_or_whose_server_stops_does_not_cool_do
             scope.deadline = trio.current_time() + 1.0  # a stop with a time limit of its own
 
     assert 4.0 == fake.now
-    assert asked.targets[0].health.is_fit(trio.current_time())
+    assert asked.targets[0].is_fit(trio.current_time())
 
 
 # The reply
