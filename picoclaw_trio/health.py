@@ -12,7 +12,9 @@ Editing rule: how long a kind of failure keeps a target out stands in ``COOL_DOW
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from types import MappingProxyType
 
 import attrs
@@ -36,30 +38,43 @@ COOL_DOWNS: Mapping[str, tuple[float, float]] = MappingProxyType(
 MAX_DOUBLINGS = 16
 
 
+WINDOW = 60.0  # seconds in which "requests a minute" are counted, wherever they begin
+
+
 @attrs.define
 class Allowance:
-    """Requests a minute, which all targets of an entry share. A bucket: so many at once, then one at a time."""
+    """Requests a minute, which all targets of an entry share, kept in any 60 seconds.
+
+    Each request has a slot, the time at which it is made. It is reserved beforehand, so whoever has to wait knows at
+    once how long, and nobody who comes later is served before.
+    """
 
     rpm: int  # 0: no limit
-    _used: float = attrs.field(default=0.0, init=False)
-    _at: float = attrs.field(default=0.0, init=False)
-
-    def take(self, now: float) -> float:
-        """Take one request. Gives 0.0, or, where none is left and none was taken, the seconds until there is one."""
-        wait = self.wait(now)
-        if wait == 0.0 and self.rpm:
-            self._used, self._at = self._left_used(now) + 1, now
-        return wait
+    _slots: deque[float] = attrs.field(factory=deque, init=False)  # of the last minute and those to come, in order
 
     def wait(self, now: float) -> float:
-        """Seconds until a request may be taken."""
-        if not self.rpm:
-            return 0.0
-        over = self._left_used(now) + 1 - self.rpm
-        return max(0.0, over * 60 / self.rpm) if over > 1e-9 else 0.0
+        """Seconds until the slot that a request would get now. Reserves nothing."""
+        return max(0.0, self._next(now) - now) if self.rpm else 0.0
 
-    def _left_used(self, now: float) -> float:
-        return max(0.0, self._used - (now - self._at) * self.rpm / 60)
+    def reserve(self, now: float) -> float:
+        """Reserve the next slot, and tell when it is."""
+        if not self.rpm:
+            return now
+        slot = self._next(now)
+        self._slots.append(slot)
+        return slot
+
+    def give_back(self, slot: float) -> None:
+        """A request that had this slot will not be made; the next one to come need not wait for it."""
+        with suppress(ValueError):  # there is no limit; or whoever waited was asleep for a minute after it
+            self._slots.remove(slot)
+
+    def _next(self, now: float) -> float:
+        slots = self._slots
+        while slots and slots[0] <= now - WINDOW:
+            slots.popleft()
+        last = max(now, slots[-1]) if slots else now
+        return last if len(slots) < self.rpm else max(last, slots[-self.rpm] + WINDOW)
 
 
 @attrs.define(eq=False)

@@ -123,11 +123,18 @@ class Upstream:
             attempt += 1
 
     async def _wait_allowance(self, target: Target) -> None:
-        """Keep the target's requests a minute, by a short wait or by leaving it."""
-        while pause := target.allowance.take(trio.current_time()):
-            if pause > self.policy.max_delay or not _is_time_for(pause):
-                raise UpstreamError("rate_limited", detail="rpm of the entry is used up", retry_after=pause)
-            await trio.sleep(pause)
+        """Keep the requests a minute of the target's entry, by a short wait or by leaving the target at once."""
+        allowance, now = target.allowance, trio.current_time()
+        pause = allowance.wait(now)
+        if pause and (pause > self.policy.max_delay or not _is_time_for(pause)):
+            raise UpstreamError("rate_limited", detail="rpm of the entry is used up", retry_after=pause)
+        slot = allowance.reserve(now)
+        if pause:
+            try:
+                await trio.sleep_until(slot)
+            except BaseException:
+                allowance.give_back(slot)
+                raise
 
     async def _attempt(self, target: Target, request: UpstreamRequest, emit: Emit) -> Reply:
         """One call of one target, and what it shows of that target's health.

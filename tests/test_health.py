@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import pytest
+import strategies  # noqa: F401  # loads the profile
+from hypothesis import given
+from hypothesis import strategies as st
 
 from picoclaw_trio.errors import UPSTREAM_FAILURES
 from picoclaw_trio.health import COOL_DOWNS, Allowance, Health
@@ -105,20 +108,83 @@ def test_a_refused_request_says_nothing_about_the_target() -> None:
 
 def test_no_limit_means_no_wait() -> None:
     allowance = Allowance(0)
-    assert [0.0] * 1000 == [allowance.take(0.0) for _ in range(1000)]
+    assert [0.0] * 1000 == [allowance.reserve(0.0) for _ in range(1000)]
+    assert 0.0 == allowance.wait(0.0)
 
 
-def test_a_minute_s_requests_may_come_at_once_and_then_one_at_a_time() -> None:
+def test_a_minute_s_requests_may_come_at_once_and_then_none_for_a_minute() -> None:
     allowance = Allowance(3)
 
-    assert [0.0, 0.0, 0.0] == [allowance.take(0.0) for _ in range(3)]
-    assert 20.0 == allowance.take(0.0)
-    assert 0.0 == allowance.take(20.0)
-    assert 20.0 == allowance.take(20.0)
+    assert [1.0, 1.0, 1.0, 61.0, 61.0, 61.0, 121.0] == [allowance.reserve(1.0) for _ in range(7)]
 
 
-def test_asking_for_the_wait_takes_nothing() -> None:
+def test_each_request_is_replaced_by_another_a_minute_after_it() -> None:
+    allowance = Allowance(3)
+    for now in (0.0, 10.0, 20.0):
+        allowance.reserve(now)
+
+    assert [60.0, 70.0, 80.0, 120.0] == [allowance.reserve(now) for now in (30.0, 31.0, 79.0, 79.0)]
+
+
+def test_asking_for_the_wait_reserves_nothing() -> None:
     allowance = Allowance(1)
     assert [0.0, 0.0] == [allowance.wait(0.0), allowance.wait(0.0)]
-    assert 0.0 == allowance.take(0.0)
-    assert 60.0 == allowance.wait(0.0)
+    assert 0.0 == allowance.reserve(0.0)
+    assert [50.0, 50.0, 0.0] == [allowance.wait(10.0), allowance.wait(10.0), allowance.wait(60.0)]
+
+
+def test_slot_that_is_given_back_is_the_next_one_s() -> None:
+    allowance = Allowance(1)
+    allowance.reserve(0.0)
+    allowance.give_back(allowance.reserve(1.0))
+
+    assert [60.0, 120.0] == [allowance.reserve(2.0), allowance.reserve(2.0)]
+
+
+def test_slot_that_is_given_back_in_the_middle_shortens_the_line() -> None:
+    allowance = Allowance(3)
+    slots = [allowance.reserve(now) for now in (0.0, 1.0, 2.0, 50.0, 50.0, 50.0)]
+    assert 70.0 == allowance.wait(50.0)
+
+    allowance.give_back(slots[4])
+    assert 12.0 == allowance.wait(50.0)  # behind those who wait already
+
+
+def test_slot_may_be_given_back_long_after_its_time() -> None:
+    allowance = Allowance(1)
+    slot = allowance.reserve(0.0)
+    assert 0.0 == allowance.wait(100.0)
+
+    allowance.give_back(slot)
+    assert 100.0 == allowance.reserve(100.0)
+
+
+def test_slots_that_are_given_back_bring_nobody_before_who_waits_already() -> None:
+    allowance = Allowance(3)
+    *_, first, second, _ = (allowance.reserve(now) for now in (0.0, 1.0, 2.0, 50.0, 50.0, 50.0))
+    allowance.give_back(first)
+    allowance.give_back(second)
+
+    assert [62.0, 62.0, 122.0] == [allowance.reserve(50.0) for _ in range(3)]
+
+
+# (quarters of a second since the last request, which of those that wait then gives up, if there are so many)
+requests = st.lists(st.tuples(st.integers(0, 100), st.none() | st.integers(0, 3)), max_size=60)
+
+
+@given(st.integers(1, 5), requests)
+def test_no_minute_has_more_requests_than_allowed_and_none_is_served_before_one_that_came_earlier(
+    rpm: int, requests: list[tuple[int, int | None]]
+) -> None:
+    allowance, now, slots = Allowance(rpm), 0.0, list[float]()
+    for pause, given_up in requests:
+        now += pause / 4
+        expected = now + allowance.wait(now)
+        slots.append(allowance.reserve(now))
+        assert slots[-1] == expected >= now
+        waiting = [index for index, slot in enumerate(slots) if slot > now]
+        if given_up is not None and given_up < len(waiting):
+            allowance.give_back(slots.pop(waiting[given_up]))
+
+    assert sorted(slots) == slots
+    assert all(later - earlier >= 60.0 for earlier, later in zip(slots, slots[rpm:], strict=False))

@@ -228,7 +228,7 @@ def test_defaults_of_the_agents_are_every_targets() -> None:
 
 def test_target_whose_entry_has_no_request_left_is_not_fit() -> None:
     (target,) = router_of(model("a", rpm=1)).route("a", 0.0).targets
-    target.allowance.take(0.0)
+    target.allowance.reserve(0.0)
 
     assert not target.is_fit(59.0)
     assert target.is_fit(60.0)
@@ -242,8 +242,8 @@ def test_requests_that_were_used_up_stay_so_after_a_reload() -> None:
     ]
     before = Router.from_config(configs[0])
     (used,) = before.route("a", 0.0).targets
-    assert [0.0, 0.0, 30.0] == [used.allowance.take(0.0) for _ in range(3)]
+    assert [0.0, 0.0] == [used.allowance.reserve(0.0) for _ in range(2)]
 
     same, other = (Router.from_config(config, before) for config in configs[1:])
-    assert [30.0, 0.0] == [same.route(name, 0.0).targets[0].allowance.wait(0.0) for name in "ab"]
+    assert [60.0, 0.0] == [same.route(name, 0.0).targets[0].allowance.wait(0.0) for name in "ab"]
     assert 0.0 == other.route("a", 0.0).targets[0].allowance.wait(0.0)

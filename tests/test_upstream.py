@@ -315,16 +315,6 @@ async def test_failures_of_requests_that_were_under_way_together_are_one(autojum
     assert COOL_DOWNS["server"][0] == target.health.cool_until - trio.current_time()
 
 
-async def test_requests_a_minute_are_kept_by_a_short_wait(autojump_clock: MockClock) -> None:
-    fake = FakeTargets({"a": [says("hello")]})
-    limited = route("a", rpm=20)
-
-    for _ in range(22):
-        await fake.upstream().complete(limited, REQUEST, discard)
-
-    assert [*20 * [0.0], 3.0, 6.0] == fake.times
-
-
 async def test_target_whose_minute_is_used_up_is_left_for_the_next(autojump_clock: MockClock) -> None:
     fake = FakeTargets({"a": [says("hello")], "b": [says("hello")]})
     limited = Route((*route("a", rpm=2).targets, *route("b").targets))
@@ -671,15 +661,83 @@ async def test_failed_target_is_asked_all_the_same_where_there_is_no_other(autoj
     assert "hello" == (await fake.upstream().complete(router.route("a", 0.0), REQUEST, discard)).text
 
 
-async def test_entry_is_asked_no_more_often_than_its_rpm(autojump_clock: MockClock) -> None:
+async def complete_at(at: float, fake: FakeTargets, asked: Route) -> None:
+    await trio.sleep(at - fake.now)
+    await fake.upstream().complete(asked, REQUEST, discard)
+
+
+async def test_requests_a_minute_are_kept_by_a_short_wait(autojump_clock: MockClock) -> None:
     fake = FakeTargets({"a": [says("hello")]})
-    router = twins("one", "two", rpm=60)
+    asked = twins("one", "two", rpm=2).route("a", 0.0)
 
-    for _ in range(63):
-        await fake.upstream().complete(router.route("a", trio.current_time()), REQUEST, discard)
+    for at in (0.0, 7.0, 53.0, 61.0):
+        await complete_at(at, fake, asked)
 
-    assert [0.0] * 60 == fake.times[:60]
-    assert [1.0, 2.0, 3.0] == [round(time, 6) for time in fake.times[60:]]
+    assert [0.0, 7.0, 60.0, 67.0] == fake.times
+
+
+async def test_who_has_to_wait_too_long_for_the_next_minute_knows_it_at_once(autojump_clock: MockClock) -> None:
+    """And who waits is served in turn, before those who come later."""
+    fake = FakeTargets({"a": [says("hello")]})
+    asked = route("a", rpm=3)
+    served, refused = list[str](), list[tuple[float, str, str]]()
+
+    async def complete(at: float, name: str) -> None:
+        try:
+            await complete_at(at, fake, asked)
+            served.append(name)
+        except UpstreamError as exc:
+            refused.append((fake.now, exc.kind, exc.headers["Retry-After"]))
+
+    async with trio.open_nursery() as nursery:
+        for at, name in ((0.0, "a"), (1.0, "b"), (2.0, "c"), (51.0, "d"), (52.0, "e"), (53.0, "f"), (54.5, "g")):
+            nursery.start_soon(complete, at, name)
+        for at in (54.75, 55.0, 60.0, 61.5):
+            nursery.start_soon(complete, at, "late")
+
+    assert [0.0, 1.0, 2.0, 60.0, 61.0, 62.0] == fake.times
+    assert [*"abcefg"] == served
+    assert [(51.0, "9"), *((at, "30") for at in (54.75, 55.0, 60.0, 61.5))] == [(at, told) for at, _, told in refused]
+    assert {"rate_limited"} == {kind for _, kind, _ in refused}
+
+
+async def test_cancelled_wait_gives_its_slot_back(autojump_clock: MockClock) -> None:
+    fake = FakeTargets({"a": [says("hello")]})
+    asked = route("a", rpm=1)
+    await complete_at(0.0, fake, asked)
+    await trio.sleep(54.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(complete_at, 54.0, fake, asked)
+        await trio.sleep(1.0)
+        nursery.cancel_scope.cancel()
+
+    await complete_at(57.0, fake, asked)
+
+    assert [0.0, 60.0] == fake.times
+
+
+async def test_no_wait_for_the_next_minute_goes_to_the_deadline(autojump_clock: MockClock) -> None:
+    fake = FakeTargets({"a": [says("hello")], "b": [says("hello")]})
+    limited = route("a", rpm=1)
+    await complete_at(0.0, fake, limited)
+    await trio.sleep(55.0)
+
+    with pytest.raises(UpstreamError) as raised, trio.fail_after(5.0):
+        await complete_at(55.0, fake, limited)
+    with trio.fail_after(4.0):
+        await complete_at(55.0, fake, Route((*limited.targets, *route("b").targets)))
+
+    assert ("rate_limited", 55.0) == (raised.value.kind, fake.now)
+    await complete_at(55.0, fake, limited)  # and nothing was reserved
+    assert [0.0, 55.0, 60.0] == fake.times
+
+
+async def test_each_attempt_takes_one_of_the_requests_a_minute(autojump_clock: MockClock) -> None:
+    fake = FakeTargets({"a": [fails("server")], "b": [says("hello")]})
+    limited = Route((*route("a", rpm=2).targets, *route("b").targets))
+
+    assert "b" == (await fake.upstream().complete(limited, REQUEST, discard)).alias
+    assert ["a", "a", "b"] == fake.asked
 
 
 async def test_entry_whose_rpm_is_used_up_for_long_is_rate_limited_without_being_asked(
