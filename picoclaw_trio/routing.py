@@ -7,11 +7,11 @@ Editing rule: every decision to try again stands in ``ON_FAILURE``. Nothing else
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 import attrs
 
@@ -80,6 +80,9 @@ class Target:
         return self.health.is_well(now) and self.allowance.wait(now) == 0.0
 
 
+Entry: TypeAlias = tuple[Target, ...]  # one entry of ``model_list``: a target for each key
+
+
 @attrs.frozen
 class Route:
     """The targets for one request, in the order in which they are tried. Never empty."""
@@ -93,15 +96,13 @@ class Route:
 
 @attrs.define
 class Router:
-    """Gives each request its route; requests for one alias take its targets in turn."""
+    """Gives each request its route; requests for one alias take its entries in turn, and of an entry its keys."""
 
-    _targets: Mapping[str, tuple[Target, ...]]
+    _entries: Mapping[str, tuple[Entry, ...]]
     _fallbacks: Mapping[str, tuple[str, ...]]
-    # {(alias that was asked for, alias of the targets): turns taken}. Whoever only falls back to an alias takes no turn
-    # from those who ask for it.
-    _turns: defaultdict[tuple[str, str], Iterator[int]] = attrs.field(
-        factory=lambda: defaultdict(itertools.count), init=False
-    )
+    # {(alias that was asked for, alias whose entries or entry whose keys take turns): turns taken}. Whoever only falls
+    # back to an alias takes no turn from those who ask for it.
+    _turns: defaultdict[tuple[str, str | Entry], int] = attrs.field(factory=lambda: defaultdict(int), init=False)
 
     @classmethod
     def from_config(cls, config: Config, before: Router | None = None) -> Router:
@@ -109,31 +110,32 @@ class Router:
         Args:
             before: the one whose place it takes; what entries have used of their requests a minute stays used.
         """
-        targets: dict[str, tuple[Target, ...]] = {}
+        entries: dict[str, tuple[Entry, ...]] = {}
         used = {} if before is None else before.allowances()
         for entry in config.model_list:
-            more = tuple(_targets(entry, config.agents.defaults, used))
-            targets[entry.model_name] = targets.get(entry.model_name, ()) + more
-        return cls(targets, {alias: tuple(_fallbacks(config, alias)) for alias in targets})
+            targets = tuple(_targets(entry, config.agents.defaults, used))
+            entries[entry.model_name] = (*entries.get(entry.model_name, ()), targets)
+        return cls(entries, {alias: tuple(_fallbacks(config, alias)) for alias in entries})
 
     def allowances(self) -> Mapping[Hashable, Allowance]:
         """{who is asked how often: what has been used of that}."""
         return {
             (target.alias, target.base, target.key, target.settings.model, target.allowance.rpm): target.allowance
-            for target in itertools.chain.from_iterable(self._targets.values())
+            for entries in self._entries.values()
+            for target in chain.from_iterable(entries)
         }
 
     @property
     def aliases(self) -> Iterable[str]:
-        return self._targets.keys()
+        return self._entries.keys()
 
     def check_alias(self, alias: str) -> None:
         """
         Raises:
             RequestError: status 404, code ``model_not_found``; the message lists the aliases that there are.
         """
-        if alias not in self._targets:
-            names = ", ".join(sorted(self._targets)) or "none"
+        if alias not in self._entries:
+            names = ", ".join(sorted(self._entries)) or "none"
             raise RequestError(
                 f"The model '{alias}' is not configured here. Configured models: {names}.",
                 "model",
@@ -150,17 +152,38 @@ class Router:
             now: the time on the clock of the targets' health.
         """
         names = (alias, *self._fallbacks[alias])
-        targets = tuple(itertools.chain.from_iterable(self._in_turn(alias, name) for name in names))
+        targets = tuple(chain.from_iterable(self._in_turn(alias, name, now) for name in names))
         if len(targets) == 1:
             return Route(targets)
         return Route(tuple(sorted(targets, key=lambda target: not target.is_fit(now))))
 
-    def _in_turn(self, asked: str, alias: str) -> tuple[Target, ...]:
-        targets = self._targets[alias]
-        if len(targets) == 1:
-            return targets
-        first = next(self._turns[asked, alias]) % len(targets)
-        return targets[first:] + targets[:first]
+    def _in_turn(self, asked: str, alias: str, now: float) -> Iterator[Target]:
+        entries = _in_turn(
+            self._entries[alias],
+            self._turns[asked, alias],
+            lambda entry: any(target.is_fit(now) for target in entry),
+        )
+        for entry in entries:
+            yield from _in_turn(entry, self._turns[asked, entry], lambda target: target.is_fit(now))
+        self._turns[asked, alias] += 1
+        self._turns[asked, entries[0]] += 1
+
+
+T = TypeVar("T")
+
+
+def _in_turn(members: Sequence[T], turn: int, is_fit: Callable[[T], bool]) -> Sequence[T]:
+    """*members*, beginning with the one whose turn it is of those that are fit.
+
+    The others follow from there on; who is next to it, and so stands in for it, takes turns as well.
+    """
+    if len(members) == 1:
+        return members
+    able = [index for index, member in enumerate(members) if is_fit(member)] or range(len(members))
+    first = able[turn % len(able)]
+    others = [*members[first + 1 :], *members[:first]]
+    second = turn // len(able) % len(others)
+    return [members[first], *others[second:], *others[:second]]
 
 
 def _targets(entry: ModelConfig, defaults: AgentDefaults, used: Mapping[Hashable, Allowance]) -> Iterator[Target]:

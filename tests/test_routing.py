@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -95,18 +96,68 @@ def test_alias_with_one_target_always_has_that_one() -> None:
     assert ["x", "x"] == [bases(router.route("a", 0.0)) for _ in range(2)]
 
 
-def test_entries_of_one_name_begin_in_turn_and_stand_in_for_each_other() -> None:
+def test_entries_of_one_name_begin_in_turn_and_stand_in_for_each_other_in_turn() -> None:
     router = router_of(model("a", "http://x"), model("b", "http://o"), model("a", "http://y"), model("a", "http://z"))
 
-    assert ["xyz", "yzx", "zxy", "xyz"] == [bases(router.route("a", 0.0)) for _ in range(4)]
+    assert ["xyz", "yzx", "zxy", "xzy", "yxz", "zyx", "xyz"] == [bases(router.route("a", 0.0)) for _ in range(7)]
 
 
-def test_keys_of_one_entry_are_targets_of_their_own() -> None:
-    router = router_of(model("a", "http://x", "k1", "k2"), model("a", "http://y", "k3"))
+def keys(route: Route) -> str:
+    """The targets by their keys, of which each has one digit."""
+    return "".join(target.key.reveal() if target.key else "-" for target in route.targets)
 
-    found = [[target.key.reveal() if target.key else "" for target in router.route("a", 0.0).targets] for _ in range(3)]
 
-    assert [["k1", "k2", "k3"], ["k2", "k3", "k1"], ["k3", "k1", "k2"]] == found
+def test_keys_of_one_entry_take_the_turns_of_that_entry_in_turn() -> None:
+    router = router_of(model("a", "http://x", "1", "2", "3"), model("a", "http://y", "4"))
+
+    assert ["1234", "4231", "2314", "4312", "3124", "4132"] == [keys(router.route("a", 0.0)) for _ in range(6)]
+
+
+def test_entry_has_no_more_of_the_load_for_having_more_keys() -> None:
+    router = router_of(model("a", "http://x", "1", "2", "3"), model("a", "http://y", "4"), model("a", "http://z", "5"))
+    firsts = Counter(keys(router.route("a", 0.0))[0] for _ in range(900))
+
+    assert {"1": 100, "2": 100, "3": 100, "4": 300, "5": 300} == firsts
+
+
+def test_load_of_an_entry_that_cools_down_is_spread_over_all_the_others() -> None:
+    router = router_of(*(model("a", f"http://{letter}") for letter in "wxyz"))
+    router.route("a", 0.0).targets[0].health.note_failure("auth", None, 0.0, 0.0)
+    firsts = Counter(bases(router.route("a", 1.0))[0] for _ in range(300))
+
+    assert {"x": 100, "y": 100, "z": 100} == firsts
+
+
+def test_load_of_a_key_that_cools_down_stays_with_its_entry() -> None:
+    router = router_of(model("a", "http://x", "1", "2", "3"), model("a", "http://y", "4"))
+    router.route("a", 0.0).targets[0].health.note_failure("auth", None, 0.0, 0.0)
+    firsts = Counter(keys(router.route("a", 1.0))[0] for _ in range(400))
+
+    assert {"2": 100, "3": 100, "4": 200} == firsts
+
+
+def test_entry_whose_keys_all_cool_down_has_no_turn() -> None:
+    router = router_of(model("a", "http://x", "1", "2"), model("a", "http://y", "3"), model("a", "http://z", "4"))
+    for target in router.route("a", 0.0).targets[:2]:
+        target.health.note_failure("auth", None, 0.0, 0.0)
+    firsts = Counter(keys(router.route("a", 1.0))[0] for _ in range(200))
+
+    assert {"3": 100, "4": 100} == firsts
+
+
+def test_entries_that_all_cool_down_take_turns_all_the_same() -> None:
+    router = router_of(model("a", "http://x"), model("a", "http://y"))
+    for target in router.route("a", 0.0).targets:
+        target.health.note_failure("auth", None, 0.0, 0.0)
+
+    assert ["yx", "xy", "yx"] == [bases(router.route("a", 1.0)) for _ in range(3)]
+
+
+def test_who_stands_in_for_a_target_that_has_just_failed_takes_turns() -> None:
+    router = router_of(*(model("a", f"http://{letter}") for letter in "wxyz"))
+    seconds = Counter(route[1] for _ in range(1200) if (route := bases(router.route("a", 0.0)))[0] == "w")
+
+    assert {"x": 100, "y": 100, "z": 100} == seconds
 
 
 def test_turns_of_one_alias_do_not_move_those_of_another() -> None:
@@ -129,7 +180,7 @@ def test_targets_that_cool_down_come_last_in_the_same_order() -> None:
     x.health.note_failure("auth", None, 0.0, 0.0)
     z.health.note_failure("auth", None, 0.0, 0.0)
 
-    assert ["yozx", "zxyo"] == [bases(router.route("a", now)) for now in (1.0, 1000.0)]
+    assert ["yoxz", "zxyo"] == [bases(router.route("a", now)) for now in (1.0, 1000.0)]
     assert y.is_fit(0.0)
 
 
