@@ -85,9 +85,19 @@ Entry: TypeAlias = tuple[Target, ...]  # one entry of ``model_list``: a target f
 
 @attrs.frozen
 class Route:
-    """The targets for one request, in the order in which they are tried. Never empty."""
+    """The targets for one request, the preferred one first. Never empty."""
 
     targets: tuple[Target, ...]
+
+    def in_order(self, now: float) -> Sequence[Target]:
+        """The targets as they are tried: those that are not fit to be asked now come last.
+
+        Args:
+            now: the time on the clock of the targets' health.
+        """
+        if len(self.targets) == 1:
+            return self.targets
+        return sorted(self.targets, key=lambda target: not target.is_fit(now))
 
     def only(self, alias: str) -> Route:
         """The targets of *alias* alone; it has some."""
@@ -146,16 +156,11 @@ class Router:
     def route(self, alias: str, now: float) -> Route:
         """The targets of *alias*, beginning with the one whose turn it is, then those of its fallbacks.
 
-        Those that are not fit to be asked come last, in the same order.
-
         Args:
-            now: the time on the clock of the targets' health.
+            now: the time on the clock of the targets' health; a turn goes to one that is fit then.
         """
         names = (alias, *self._fallbacks[alias])
-        targets = tuple(chain.from_iterable(self._in_turn(alias, name, now) for name in names))
-        if len(targets) == 1:
-            return Route(targets)
-        return Route(tuple(sorted(targets, key=lambda target: not target.is_fit(now))))
+        return Route(tuple(chain.from_iterable(self._in_turn(alias, name, now) for name in names)))
 
     def _in_turn(self, asked: str, alias: str, now: float) -> Iterator[Target]:
         entries = _in_turn(

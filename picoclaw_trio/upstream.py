@@ -80,7 +80,7 @@ class Upstream:
     run_chores: Callable[[], Awaitable[None]] = trio.sleep_forever  # what a server runs beside its requests
 
     async def complete(self, route: Route, request: UpstreamRequest, emit: Emit) -> Reply:
-        """Get one reply, asking the targets of *route* in order.
+        """Get one reply, asking the targets of *route* in the order that is right now.
 
         Gives each piece to *emit* as it arrives. Once a piece was given, no other target is tried.
 
@@ -90,7 +90,7 @@ class Upstream:
         """
         running: set[tuple[str | None, str]] = set()
         failure: UpstreamError | None = None
-        for target in route.targets:
+        for target in route.in_order(trio.current_time()):
             if (target.base, target.settings.model) in running:
                 continue
             if failure is not None:

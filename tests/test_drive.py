@@ -242,6 +242,30 @@ async def test_a_later_step_falls_back_while_nobody_was_told_who_answers() -> No
     assert "b" == outcome.reply.alias
 
 
+async def test_a_target_that_failed_in_one_step_is_not_the_first_in_the_next(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    model = Model([Says(fails="lost"), Says(calls=[calls_look("1")]), Says(calls=[calls_look("2")]), Says(["Hi"])])
+    outcome = await walk(model)
+    assert ["a", "b", "b", "b"] == model.aliases
+    assert "b" == outcome.reply.alias
+
+
+async def test_steps_of_a_turn_stay_with_their_target_while_it_is_well(autojump_clock: trio.testing.MockClock) -> None:
+    entries = tuple(ModelConfig("a", "a-up", "openai", base) for base in ("http://x", "http://y"))
+    router = Router.from_config(Config(None, Path("/nowhere"), model_list=entries))
+    bases: list[str | None] = []
+
+    async def ask(target: Target, request: UpstreamRequest, take: Take) -> None:
+        bases.append(target.base)
+        await Says(calls=[calls_look("1")] if len(bases) % 3 else ()).give(take)
+
+    for _ in range(2):
+        plan = attrs.evolve(make_plan(), route=router.route("a", trio.current_time()))
+        await drive(Upstream(ask), plan, Heard().take)
+    assert [*3 * ["http://x"], *3 * ["http://y"]] == bases
+
+
 async def test_a_later_step_of_a_stream_asks_no_other_model() -> None:
     model = Model([Says(calls=[calls_look("1")]), Says(fails="lost")])
     with pytest.raises(UpstreamError):

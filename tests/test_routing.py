@@ -176,12 +176,13 @@ def test_targets_that_cool_down_come_last_in_the_same_order() -> None:
     router = router_of(
         model("a", "http://x", fallbacks=("b",)), model("a", "http://y"), model("a", "http://z"), model("b", "http://o")
     )
-    x, y, z, _ = router.route("a", 0.0).targets
+    route = router.route("a", 0.0)
+    x, y, z, o = route.targets
     x.health.note_failure("auth", None, 0.0, 0.0)
     z.health.note_failure("auth", None, 0.0, 0.0)
 
-    assert ["yoxz", "zxyo"] == [bases(router.route("a", now)) for now in (1.0, 1000.0)]
-    assert y.is_fit(0.0)
+    assert [y, o, x, z] == [*route.in_order(1.0)]
+    assert [x, y, z, o] == [*route.in_order(1000.0)]
 
 
 # Fallbacks
