@@ -8,7 +8,7 @@ Editing rule: every decision to try again stands in ``ON_FAILURE``. Nothing else
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from types import MappingProxyType
 from typing import Literal, TypeAlias, TypeVar
@@ -79,7 +79,17 @@ class Target:
         """Whether it is to be preferred to a target that is not."""
         return self.health.is_well(now) and self.allowance.wait(now) == 0.0
 
+    def is_of(self, entry: ModelConfig) -> bool:
+        """Whether the requests a minute of *entry* are those that this target has a share in."""
+        return (self.base, self.settings.model, self.allowance.rpm) == (entry.api_base, entry.model, entry.rpm)
 
+    def is_as(self, other: Target) -> bool:
+        """Whether both are asked alike in all that may have been the fault of a failure."""
+        return all(getattr(self, name) == getattr(other, name) for name in ASKED)
+
+
+# All that a target is, without what changes of it.
+ASKED = tuple(field.name for field in attrs.fields(Target) if field.name not in ("allowance", "health"))
 Entry: TypeAlias = tuple[Target, ...]  # one entry of ``model_list``: a target for each key
 
 
@@ -118,22 +128,16 @@ class Router:
     def from_config(cls, config: Config, before: Router | None = None) -> Router:
         """
         Args:
-            before: the one whose place it takes; what entries have used of their requests a minute stays used.
+            before: the one whose place it takes; what entries have used of their requests a minute stays used, and
+                what was learned of targets that are the same as before still holds.
         """
         entries: dict[str, tuple[Entry, ...]] = {}
-        used = {} if before is None else before.allowances()
         for entry in config.model_list:
-            targets = tuple(_targets(entry, config.agents.defaults, used))
-            entries[entry.model_name] = (*entries.get(entry.model_name, ()), targets)
+            alias = entry.model_name
+            known = () if before is None else [*chain.from_iterable(before._entries.get(alias, ()))]
+            targets = tuple(_targets(entry, config.agents.defaults, known))
+            entries[alias] = (*entries.get(alias, ()), targets)
         return cls(entries, {alias: tuple(_fallbacks(config, alias)) for alias in entries})
-
-    def allowances(self) -> Mapping[Hashable, Allowance]:
-        """{who is asked how often: what has been used of that}."""
-        return {
-            (target.alias, target.base, target.key, target.settings.model, target.allowance.rpm): target.allowance
-            for entries in self._entries.values()
-            for target in chain.from_iterable(entries)
-        }
 
     @property
     def aliases(self) -> Iterable[str]:
@@ -191,15 +195,19 @@ def _in_turn(members: Sequence[T], turn: int, is_fit: Callable[[T], bool]) -> Se
     return [members[first], *others[second:], *others[:second]]
 
 
-def _targets(entry: ModelConfig, defaults: AgentDefaults, used: Mapping[Hashable, Allowance]) -> Iterator[Target]:
+def _targets(entry: ModelConfig, defaults: AgentDefaults, known: Sequence[Target]) -> Iterator[Target]:
+    """
+    Args:
+        known: those that had its name before.
+    """
     settings = ModelSettings(
         entry.model, entry.max_tokens_field, entry.extra_body, defaults.max_tokens, defaults.temperature
     )
     keys = entry.api_keys or (None,)
-    known = ((entry.model_name, entry.api_base, key, entry.model, entry.rpm) for key in keys)
-    allowance = next((used[one] for one in known if one in used), None) or Allowance(entry.rpm)
+    limits = (one.allowance for one in known if one.key in keys and one.is_of(entry))
+    allowance = next(limits, None) or Allowance(entry.rpm)
     for key in keys:
-        yield Target(
+        target = Target(
             alias=entry.model_name,
             vendor=entry.vendor,
             base=entry.api_base,
@@ -210,6 +218,8 @@ def _targets(entry: ModelConfig, defaults: AgentDefaults, used: Mapping[Hashable
             proxy=entry.proxy,
             allowance=allowance,
         )
+        health = next((one.health for one in known if one.is_as(target)), target.health)
+        yield attrs.evolve(target, health=health)
 
 
 def _headers(entry: ModelConfig) -> Mapping[str, str]:

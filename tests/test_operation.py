@@ -18,7 +18,7 @@ import httpx2
 import orjson
 import pytest
 import trio
-from fakes import Exchange, ScriptedUpstream, answers, hangs, says
+from fakes import Exchange, ScriptedUpstream, answers, error_body, hangs, open_upstream, says
 from harness import (
     HEADERS,
     Kind,
@@ -93,6 +93,19 @@ async def test_sighup_brings_new_models_and_tokens_and_drops_no_request(
         assert 401 == (await client.post(PATH, json=ask())).status_code
         go_on.set()
     assert [(200, "old")] == [(each.status_code, each.json()["model"]) for each in running]
+
+
+async def test_reload_forgets_no_cool_down(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    upstream.scripts = [answers(401, error_body("Wrong key."))]
+    async with open_upstream() as second:
+        config = make_config(entry("one", upstream.url, fallbacks=["two"]), entry("two", second.url))
+        async with open_server(tmp_path, config) as server, open_client(server.url) as client:
+            for number in range(2):
+                for _ in range(2):
+                    assert "two" == (await client.post(PATH, json=ask(model="one"))).json()["model"]
+                server.process.send_signal(signal.SIGHUP)
+                await wait_logged(server, b"configuration reloaded", number + 1)
+    assert (1, 4) == (len(upstream.asked), len(second.asked))
 
 
 def children_that_catch(signum: int) -> list[int]:

@@ -286,6 +286,62 @@ def test_target_whose_entry_has_no_request_left_is_not_fit() -> None:
     assert target.is_fit(60.0)
 
 
+def reloaded(before: ModelConfig, *after: ModelConfig) -> list[bool]:
+    """Whether the targets of *after* are fit where those of *before* were not."""
+    router = router_of(before)
+    for target in router.route(before.model_name, 0.0).targets:
+        target.health.note_failure("auth", None, 0.0, 0.0)
+    more = Router.from_config(Config(None, Path("/nowhere"), model_list=after), router)
+    found = {target for name in more.aliases for target in more.route(name, 1.0).targets}
+    return sorted(target.is_fit(1.0) for target in found)
+
+
+WHOLE = model("a", "http://x", "k1", "k2", custom_headers={"x": "y"}, extra_body={"z": [1]}, proxy="http://p:1")
+
+
+def test_target_that_is_the_same_after_a_reload_goes_on_cooling_down() -> None:
+    assert [False, False] == reloaded(WHOLE, attrs.evolve(WHOLE, rpm=5, fallbacks=("a",)))
+    assert [False, True] == reloaded(WHOLE, attrs.evolve(WHOLE, api_keys=(Secret("k2"), Secret("k3"))))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_name": "b"},
+        {"model": "other"},
+        {"vendor": "ollama"},
+        {"api_base": "http://y"},
+        {"api_keys": (Secret("k3"), Secret("k4"))},
+        {"custom_headers": {"x": "z"}},
+        {"extra_body": {"z": [2]}},
+        {"proxy": None},
+        {"request_timeout": 5.0},
+        {"max_tokens_field": "max_output"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_target_that_is_asked_otherwise_after_a_reload_is_fit(change: dict[str, Any]) -> None:
+    assert [True, True] == reloaded(WHOLE, attrs.evolve(WHOLE, **change))
+
+
+def test_attempt_under_way_during_a_reload_is_still_learned_from() -> None:
+    router = router_of(WHOLE)
+    asked, _ = router.route("a", 0.0).targets
+    after = Router.from_config(Config(None, Path("/nowhere"), model_list=(WHOLE,)), router)
+    asked.health.note_failure("server", None, 0.0, 1.0)
+
+    assert [True, False] == [target.is_fit(1.0) for target in after.route("a", 1.0).targets]
+
+
+def test_keys_of_one_entry_share_its_requests_a_minute_after_a_reload_too() -> None:
+    one, two = (model("a", "http://one", key, rpm=1) for key in ("k1", "k2"))
+    both = attrs.evolve(one, api_keys=(*one.api_keys, *two.api_keys))
+    after = Router.from_config(Config(None, Path("/nowhere"), model_list=(both,)), router_of(one, two))
+
+    first, second = after.route("a", 0.0).targets
+    assert first.allowance is second.allowance
+
+
 def test_requests_that_were_used_up_stay_so_after_a_reload() -> None:
     entries = [ModelConfig(name, f"{name}-up", "openai", "http://x", rpm=2) for name in ("a", "b")]
     configs = [
