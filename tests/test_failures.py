@@ -946,6 +946,32 @@ async def test_fallbacks_are_asked_in_their_order(tmp_path: Path, upstream: Scri
     assert "two" == answer.json()["model"]
 
 
+async def test_target_that_failed_is_passed_over_by_the_next_requests_which_the_others_share(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    upstream.scripts = [answers(401, {})]
+    async with open_upstream() as second, open_upstream() as third:
+        config = make_config(*(entry("one", server.url) for server in (upstream, second, third)))
+        async with serving(tmp_path, config) as (_, client):
+            for number in range(1, 7):
+                assert 200 == (await client.post(PATH, json=ask())).status_code
+                assert 1 >= abs(len(second.asked) - len(third.asked))
+                assert number == len(second.asked) + len(third.asked)
+    assert 1 == len(upstream.asked)
+
+
+async def test_entry_whose_rpm_is_used_up_is_passed_over_without_a_wait(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    config = make_config(entry("one", upstream.url, rpm=1, fallbacks=["two"]), entry("two", upstream.url, rpm=1))
+    async with serving(tmp_path, config) as (_, client):
+        found = [await client.post(PATH, json=ask(model="one")) for _ in range(3)]
+    assert ["one", "two"] == [answer.json()["model"] for answer in found[:2]]
+    assert 2 == len(upstream.asked)
+    told = check_error(found[2], 429, "rate_limit_exceeded", type="rate_limit_error", retry_after="30")
+    assert "is rate-limited" in told
+
+
 async def test_last_failure_is_the_answer(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     upstream.scripts = [answers(500, {}), answers(404, {})]
     config = make_config(entry("one", upstream.url, fallbacks=["two"]), entry("two", upstream.url))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -299,6 +300,25 @@ async def test_reply_that_was_under_way_when_its_target_failed_ends_no_cool_down
     assert ["a", "a", "b", "b"] == fake.asked
 
 
+async def test_target_stays_away_as_long_as_its_upstream_says(autojump_clock: MockClock) -> None:
+    asked = route("a")
+    with pytest.raises(UpstreamError):
+        await FakeTargets({"a": [fails("rate_limited", 42.0)]}).upstream().complete(asked, REQUEST, discard)
+
+    assert 42.0 == asked.targets[0].health.cool_until - trio.current_time()
+
+
+@pytest.mark.parametrize("kind", COOL_DOWNS)
+async def test_failure_within_a_stream_is_one_of_its_target(kind: str, autojump_clock: MockClock) -> None:
+    asked = route("a")
+    fake = FakeTargets({"a": [gives(Chunk((TextDelta("Hel"),)), then=kind)]})
+    with pytest.raises(UpstreamError) as raised:
+        await fake.upstream().complete(asked, STREAM, discard)
+
+    assert raised.value.spoken
+    assert COOL_DOWNS[kind][0] == asked.targets[0].health.cool_until - trio.current_time()
+
+
 async def test_failures_of_requests_that_were_under_way_together_are_one(autojump_clock: MockClock) -> None:
     asked = route("a")
     fake = FakeTargets({"a": [fails("server", after=1.0)]})
@@ -380,6 +400,19 @@ async def test_jitter_takes_away_up_to_half_of_a_pause(autojump_clock: MockClock
         await fake.upstream(jitter=1.0).complete(route("a"), REQUEST, discard)
 
     assert [0.0, 0.25, 0.75] == fake.times
+
+
+async def test_clients_part_unless_told_otherwise(autojump_clock: MockClock) -> None:
+    fake = FakeTargets({"a": [fails("server")]})
+    random.seed(7)
+    first, second = random.random(), random.random()
+    random.seed(7)
+
+    with pytest.raises(UpstreamError):
+        await Upstream(fake.ask).complete(route("a"), REQUEST, discard)
+
+    pause = 0.5 * (1 - first / 2)
+    assert pytest.approx([0.0, pause, pause + 1.0 * (1 - second / 2)], abs=1e-9) == fake.times
 
 
 async def test_every_target_has_its_attempts_and_its_pauses(autojump_clock: MockClock) -> None:
