@@ -114,9 +114,8 @@ def agent(message: str | None, model: str | None, session: str) -> None:
             raise click.BadParameter(problem, param_hint="--session")
         logs.configure("error" if config.gateway.log_level == "warn" else config.gateway.log_level, "console")
         if message is None:
-            terminal.run_conversation(config, model=model, session=session)
-        else:
-            terminal.run_once(config, message, model=model, session=session)
+            sys.exit(0 if terminal.run_conversation(config, model=model, session=session) else 1)
+        terminal.run_once(config, message, model=model, session=session)
 
 
 @main.command()

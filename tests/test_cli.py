@@ -406,13 +406,15 @@ async def test_slash_commands_are_carried_out_and_not_said_to_the_model(
         assert () == sessions.list()
 
 
-async def test_conversation_goes_on_after_a_failure(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+async def test_pipe_goes_on_after_a_failure_and_the_exit_status_is_1(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
     upstream.scripts = [answers(401, error_body("No such key.")), says("Hello!")]
     write_config(tmp_path, two_models(upstream))
 
     ran = await run(tmp_path, "agent", typed="first\nsecond\n")
 
-    assert (0, "Hello!\n") == (ran.status, ran.out)
+    assert (1, "Hello!\n") == (ran.status, ran.out)
     refused = "error: The model's server refused the gateway's credentials."
     assert f"{refused} (status 401: No such key.)\n" in ran.err
     assert [["first"], ["second"]] == [

@@ -733,7 +733,7 @@ async def test_last_question_is_asked_again(tmp_path: Path, upstream: ScriptedUp
 
     ran = await run(tmp_path, "agent", typed="/retry\nthird\n/retry\n")
 
-    assert (0, "2\nthree\n") == (ran.status, ran.out)
+    assert (1, "2\nthree\n") == (ran.status, ran.out)
     assert "error: The model's server refused" in ran.err
     begin = [("user", "first"), ("assistant", "one"), ("user", "second")]
     assert begin == said(upstream, 2)

@@ -49,10 +49,13 @@ def run_once(config: Config, text: str, *, model: str | None, session: str) -> N
         talk.ask(text)
 
 
-def run_conversation(config: Config, *, model: str | None, session: str) -> None:
-    """Read questions from standard input until its end or ``/exit``; print the replies.
+def run_conversation(config: Config, *, model: str | None, session: str) -> bool:
+    """Read questions from standard input until its end, or ``/exit`` at a terminal; print the replies.
 
     A turn that fails is told and the conversation goes on. Ctrl-C during a turn ends that turn.
+
+    Returns:
+        False if a question of a pipe was not answered, which nobody may have seen.
 
     Raises:
         GatewayError: the model is not configured, or the state cannot be opened.
@@ -63,8 +66,7 @@ def run_conversation(config: Config, *, model: str | None, session: str) -> None
     signals = Signals()
     with _open_talk(config, signals, model, session) as talk:
         if not sys.stdin.isatty():
-            Conversation(talk, signals, PlainEditor(), PipedLines()).go_on()
-            return
+            return Conversation(talk, signals, PlainEditor(), PipedLines()).go_on()
         history = HistoryFile(config.home / HISTORY_NAME)
         with terminal_kept(), open_editor(history, partial(complete, talk), os.environ) as editor:
             talk.screen.note(f"Model: {talk.answering}. /help lists the commands, Ctrl-D ends.")
@@ -72,6 +74,7 @@ def run_conversation(config: Config, *, model: str | None, session: str) -> None
                 talk.screen.note(resumed)
             lines = TypedLines(editor.read_line, editor.pastes_whole)
             Conversation(talk, signals, editor, lines, is_typed=True).go_on()
+            return True
 
 
 @contextmanager
@@ -110,11 +113,14 @@ class Conversation:
     is_typed: bool = False
     _is_warned: bool = attrs.field(default=False, init=False)
 
-    def go_on(self) -> None:
+    def go_on(self) -> bool:
+        """Go on to the end; gives whether all that was asked was done."""
+        is_well = True
         while (text := self._read()) is not None and text.strip() not in TO_LEAVE:
             if text.strip():
                 self.editor.remember(text)
-                self._carry_out(text)
+                is_well = self._carry_out(text) and is_well
+        return is_well
 
     def _read(self) -> str | None:
         """The next text; None at the end."""
@@ -150,17 +156,20 @@ class Conversation:
             self._is_warned = True
         return False
 
-    def _carry_out(self, text: str) -> None:
+    def _carry_out(self, text: str) -> bool:
+        """False if it failed, which has been told, or was cancelled."""
         with self.editor.quiet():
             try:
                 if is_command(text):
                     self._print(run_command(self.talk, text))
                 else:
                     self.talk.ask(text)
+                return True
             except GatewayError as exc:
                 self.talk.screen.error(exc.told_here)
             except KeyboardInterrupt:
                 self.talk.screen.note("(cancelled)")
+            return False
 
     def _print(self, lines: str | None) -> None:
         if lines is not None:
