@@ -117,6 +117,20 @@ async def open_terminal(
         os.close(slave)
 
 
+async def converse(home: Path, *lines: str, arguments: Sequence[str] = (), status: int = 0) -> list[list[str]]:
+    """Type *lines* at a terminal, one after the other, and leave; gives the lines that are shown after each."""
+    shown = []
+    async with at_terminal(home, "agent", *arguments, COLUMNS="10000") as terminal:
+        await terminal.see("\r\n> ")
+        for line in lines:
+            await terminal.type(f"{line}\r")
+            await terminal.see(f"{line}\r\n")
+            shown.append(f"\r\n{await terminal.see('> ')}".splitlines()[1:])
+        await terminal.type("\x04")
+        assert status == await terminal.end()
+    return shown
+
+
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Every file below *folder*, with what is in it."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 import trio
-from commands import at_terminal, run, snapshot
+from commands import at_terminal, converse, run, snapshot
 from envelopes import check_error
 from fakes import Exchange, ScriptedUpstream, answers, cuts, error_body, hangs, streams, text_frames
 from harness import (
@@ -343,13 +343,33 @@ async def test_last_line_may_lack_its_end(tmp_path: Path, upstream: ScriptedUpst
     assert (0, "Hello!\n") == (ran.status, ran.out)
 
 
-@pytest.mark.parametrize("typed", ["", "\n /exit \nfirst\n"])
-async def test_conversation_ends_without_asking_anybody(typed: str, tmp_path: Path, upstream: ScriptedUpstream) -> None:
+async def test_pipe_that_is_empty_asks_nobody(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     write_config(tmp_path, two_models(upstream))
 
-    ran = await run(tmp_path, "agent", typed=typed)
+    ran = await run(tmp_path, "agent", typed="\n")
 
     assert (0, "", "") == (ran.status, ran.out, ran.err)
+    assert [] == upstream.asked
+
+
+async def test_slash_in_a_pipe_begins_a_question(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    upstream.scripts = [says("Hello!")]
+    write_config(tmp_path, two_models(upstream))
+    lines = ["first", "/clear", "/exit", "/etc/passwd is what?"]
+
+    ran = await run(tmp_path, "agent", typed="\n".join(lines))
+
+    assert (0, 4 * "Hello!\n", "") == (ran.status, ran.out, ran.err)
+    said = [message["content"] for message in upstream.asked[-1].body["messages"] if message["role"] == "user"]
+    assert lines == said
+
+
+async def test_exit_leaves(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    write_config(tmp_path, two_models(upstream))
+    async with at_terminal(tmp_path, "agent") as terminal:
+        await terminal.see("> ")
+        await terminal.type("/exit \r")
+        assert 0 == await terminal.end()
     assert [] == upstream.asked
 
 
@@ -376,9 +396,8 @@ async def test_slash_commands_are_carried_out_and_not_said_to_the_model(
         "/help",
     ]
 
-    ran = await run(tmp_path, "agent", typed="\n".join(lines))
+    shown = [line for told in await converse(tmp_path, *lines) for line in told]
 
-    assert (0, "") == (ran.status, ran.err)
     assert [
         "Model: one",
         "* one",
@@ -395,9 +414,9 @@ async def test_slash_commands_are_carried_out_and_not_said_to_the_model(
         "Model: two",
         "There is no command /frobnicate. /help lists them.",
         "There is no command /switch. /help lists them.",
-    ] == ran.out.splitlines()[:15]
+    ] == shown[:15]
     for name in ("/switch model to NAME", "/show model", "/list models", "/clear", "/help"):
-        assert name in ran.out
+        assert any(line.startswith(name) for line in shown[15:])
     assert [("two-up", "first"), ("two-up", "second")] == [
         (asked.body["model"], asked.body["messages"][0]["content"]) for asked in upstream.asked
     ]

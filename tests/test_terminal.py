@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import pytest
 import trio
-from commands import Ran, Terminal, at_terminal, open_terminal, run
+from commands import Ran, Terminal, at_terminal, converse, open_terminal, run
 from fakes import Exchange, Script, ScriptedUpstream, answers, chunk, error_body, frame, hangs, streams, text_frames
 from harness import ask, command, entry, make_config, make_environment, open_client, open_server, write_config
 from serving import PATH, wait_until
@@ -72,8 +72,9 @@ async def leave(terminal: Terminal) -> None:
         ('"""\rone\r\r  two\r"""\r', "one\n\n  two"),
         ("two backslashes\\\\\r", "two backslashes\\\\"),
         ('"""\rone\r\x04', "one"),
+        ('"""\r/help\r"""\r', "/help"),
     ],
-    ids=["backslash", "block", "two backslashes", "end in a block"],
+    ids=["backslash", "block", "two backslashes", "end in a block", "slash in a block"],
 )
 async def test_question_of_several_lines(
     keys: str, asked: str, name: str, tmp_path: Path, upstream: ScriptedUpstream
@@ -596,12 +597,11 @@ async def test_first_question_waits_for_the_mcp_servers(tmp_path: Path, upstream
     }
     prepare(tmp_path, upstream, tools=tools)
 
-    ran = await run(tmp_path, "agent", typed="first\n/tools\n")
+    _, told = await converse(tmp_path, "first", "/tools")
 
-    assert 0 == ran.status
     assert any(tool["function"]["name"].startswith("mcp_good_") for tool in upstream.asked[0].body["tools"])
-    assert "\nmcp_good_" in ran.out
-    assert "\nMCP server broken: failed: " in ran.out
+    assert told[0].startswith("mcp_good_")
+    assert any(line.startswith("MCP server broken: failed: ") for line in told)
 
 
 async def test_ctrl_c_ends_the_waiting_for_mcp_servers(tmp_path: Path, upstream: ScriptedUpstream) -> None:
@@ -669,9 +669,8 @@ async def test_names_of_sessions_stand_in_columns(tmp_path: Path, upstream: Scri
     for name in ("long name", "\u4f60\u597d"):
         await run(tmp_path, "agent", "-s", name, "-m", "Hello")
 
-    ran = await run(tmp_path, "agent", typed="/sessions\n")
+    ((wide, long),) = await converse(tmp_path, "/sessions")
 
-    wide, long = ran.out.splitlines()
     assert wide.startswith("  \u4f60\u597d       2 messages")
     assert long.startswith("  long name  2 messages")
 
@@ -690,10 +689,9 @@ async def test_sessions_are_listed_changed_and_forgotten(tmp_path: Path, upstrea
     lines = ["/sessions", "first", "/session work", "second", "/sessions", "/clear", "/sessions", "third"]
     lines += ["/sessions default", "/session", "fourth", "/session  ", f"/session {'x' * 201}", "/session nobody"]
 
-    ran = await run(tmp_path, "agent", typed="\n".join(lines))
+    told = [line for lines in await converse(tmp_path, *lines) for line in lines]
 
-    assert (0, "") == (ran.status, ran.err)
-    shown = [line.partition("  20")[0].partition(", the last")[0].rstrip() for line in ran.out.splitlines()]
+    shown = [line.partition("  20")[0].partition(", the last")[0].rstrip() for line in told]
     assert [
         "No conversation is kept.",
         "Hello!",
@@ -728,13 +726,13 @@ async def test_name_that_no_session_can_have_is_wrong_usage(name: str, tmp_path:
 
 async def test_last_question_is_asked_again(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     prepare(tmp_path, upstream, says("one"), says("two"), says("2"), answers(401, {}), says("three"))
-    assert Ran(0, "Nothing has been asked yet.\n", "") == await run(tmp_path, "agent", typed="/retry\n")
+    assert [["Nothing has been asked yet."]] == await converse(tmp_path, "/retry")
     assert 0 == (await run(tmp_path, "agent", typed="first\nsecond\n")).status
 
-    ran = await run(tmp_path, "agent", typed="/retry\nthird\n/retry\n")
+    again, failed, once_more = await converse(tmp_path, "/retry", "third", "/retry")
 
-    assert (1, "2\nthree\n") == (ran.status, ran.out)
-    assert "error: The model's server refused" in ran.err
+    assert (["2"], ["three"]) == (again, once_more)
+    assert "error: The model's server refused" in failed[-1]
     begin = [("user", "first"), ("assistant", "one"), ("user", "second")]
     assert begin == said(upstream, 2)
     assert [*begin, ("assistant", "2"), ("user", "third")] == said(upstream, 4)
@@ -743,9 +741,9 @@ async def test_last_question_is_asked_again(tmp_path: Path, upstream: ScriptedUp
 async def test_question_that_is_typed_again_is_another_one(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     prepare(tmp_path, upstream, *map(says, ["one", "two", "2", "three"]))
 
-    ran = await run(tmp_path, "agent", typed="yes\nyes\n/retry\nyes\n")
+    shown = await converse(tmp_path, "yes", "yes", "/retry", "yes")
 
-    assert (0, "one\ntwo\n2\nthree\n", "") == (ran.status, ran.out, ran.err)
+    assert [["one"], ["two"], ["2"], ["three"]] == shown
     begin = [("user", "yes"), ("assistant", "one"), ("user", "yes")]
     assert begin == said(upstream, 1) == said(upstream, 2)
     assert [*begin, ("assistant", "2"), ("user", "yes")] == said(upstream, 3)
@@ -756,9 +754,8 @@ async def test_answer_of_several_steps_is_asked_again_as_a_whole(tmp_path: Path,
     prepare(tmp_path, upstream, *steps, says("two"), says("three"), **TOOLS)
     (tmp_path / ".picoclaw" / "workspace").mkdir()
 
-    ran = await run(tmp_path, "agent", typed="first\nsecond\n/retry\n")
+    assert ["three"] == (await converse(tmp_path, "first", "second", "/retry"))[-1]
 
-    assert (0, "") == (ran.status, ran.err)
     assert said(upstream, 2) == said(upstream, 3)
     assert ["user", "assistant", "tool", "assistant", "user"] == [role for role, _ in said(upstream, 3)]
 
@@ -769,11 +766,9 @@ async def test_context_and_tools_are_told(tmp_path: Path, upstream: ScriptedUpst
     workspace.mkdir()
     (workspace / "SOUL.md").write_text("You are kind.")
 
-    ran = await run(tmp_path, "agent", typed="first\n/context\n/tools\n")
+    hello, (session, prompt, tools), (list_dir, read_file) = await converse(tmp_path, "first", "/context", "/tools")
 
-    assert (0, "") == (ran.status, ran.err)
-    hello, session, prompt, tools, list_dir, read_file = ran.out.splitlines()
-    assert "Hello!" == hello
+    assert ["Hello!"] == hello
     assert session.startswith("Session default: 2 messages, about ")
     assert session.endswith(" tokens of a window of 131,072.")
     assert prompt.startswith("System prompt: about ")
@@ -806,10 +801,9 @@ async def test_it_is_told_when_the_oldest_turns_are_no_longer_sent(tmp_path: Pat
     window = {"context_window": 2000, "max_tokens": 1000}
     prepare(tmp_path, upstream, agents={"defaults": window})
 
-    ran = await run(tmp_path, "agent", typed=6 * (600 * "x" + "\n/context\n"))
+    contexts = (await converse(tmp_path, *6 * (600 * "x", "/context")))[1::2]
 
-    assert (0, "") == (ran.status, ran.err)
-    told = ["outgrown" in context for context in ran.out.split("Session default")[1:]]
+    told = [any("outgrown" in line for line in context) for context in contexts]
     cut = [len(said(upstream, number)) < 2 * number + 1 for number in range(6)]
     assert [False, False, False, True, True, True] == told
     assert [False, False, False, False, True, True] == cut
@@ -818,10 +812,10 @@ async def test_it_is_told_when_the_oldest_turns_are_no_longer_sent(tmp_path: Pat
 async def test_no_tools_are_told(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     prepare(tmp_path, upstream)
 
-    ran = await run(tmp_path, "agent", typed="/tools\n/context\n")
+    tools, context = await converse(tmp_path, "/tools", "/context")
 
-    assert "tools.allow.terminal" in ran.out.splitlines()[0]
-    assert "System prompt: none." in ran.out
+    assert "tools.allow.terminal" in tools[0]
+    assert "System prompt: none." in context
 
 
 @pytest.mark.parametrize(
@@ -838,10 +832,10 @@ async def test_it_is_told_who_leaves_no_tools(
     (tmp_path / ".picoclaw" / "workspace").mkdir()
     (tmp_path / ".picoclaw" / "workspace" / "AGENT.md").write_text(f"---\ntools: ['{kept_to}']\n---\n")
 
-    ran = await run(tmp_path, "agent", typed="/tools\n/context\n")
+    tools, context = await converse(tmp_path, "/tools", "/context")
 
-    assert why == ran.out.splitlines()[0]
-    assert f"Tools: n{why[1:]}" == ran.out.splitlines()[-1]
+    assert [why] == tools
+    assert f"Tools: n{why[1:]}" == context[-1]
 
 
 async def test_terminal_works_beside_a_server_on_the_same_session(tmp_path: Path, upstream: ScriptedUpstream) -> None:

@@ -16,7 +16,7 @@ from picoclaw_trio.messages import Message
 from picoclaw_trio.replies import Progress, ReplyStarted, TextDelta, ToolFinished, ToolStarted
 from picoclaw_trio.shapes import Json
 from picoclaw_trio.terminal.history import MAX_ENTRIES, MAX_ENTRY_BYTES, HistoryFile
-from picoclaw_trio.terminal.lines import MORE, PROMPT, TypedLines
+from picoclaw_trio.terminal.lines import MORE, PROMPT, Entry, TypedLines
 from picoclaw_trio.terminal.printer import Printer
 from picoclaw_trio.terminal.screen import Screen
 from picoclaw_trio.terminal.talk import as_seen
@@ -133,13 +133,33 @@ def test_every_line_that_is_typed_is_read_once(typed: list[str]) -> None:
         return next(left, None)
 
     lines = TypedLines(read_line, True)
-    texts: list[str] = []
+    texts: list[Entry] = []
     while (text := lines.read()) is not None:
         texts.append(text)
 
     assert len(asked) - 1 in (len(typed), len(typed) + 1)  # the end may be met in a block
     assert {PROMPT, MORE} >= set(asked)
     assert len(texts) == asked.count(PROMPT) - 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "entry", "retyped"),
+    [
+        (["/help "], Entry("/help ", is_command=True), "/help "),
+        ([" /help"], Entry(" /help"), " /help"),
+        (['"""', "/help", '"""'], Entry("/help"), " /help"),
+        (["/help\\", "me"], Entry("/help\nme"), "/help\nme"),
+        (["/help\nme"], Entry("/help\nme"), "/help\nme"),
+    ],
+)
+def test_line_is_a_command_only_where_a_slash_is_its_first_sign(typed: list[str], entry: Entry, retyped: str) -> None:
+    left = iter(typed)
+
+    assert entry == TypedLines(lambda prompt: next(left), True).read()
+    assert retyped == entry.retyped
+    again = TypedLines(lambda prompt: retyped, True).read()
+    assert again is not None
+    assert entry.is_command == again.is_command
 
 
 # The history's file

@@ -1,4 +1,4 @@
-"""Slash commands: lines that begin with a slash, known at the terminal only; text over HTTP is never executed.
+"""Slash commands: lines typed at a terminal that begin with a slash; text over HTTP or a pipe is never executed.
 
 Editing rule: a command is a row of ``COMMANDS``; what it does is said in lines that it gives back.
 """
@@ -162,5 +162,6 @@ COMMANDS = (
 HINTS = (
     "",
     'A question goes on in the next line after a \\ at the end, or between two lines of """.',
+    'One that begins with a / has a blank before it, or stands between two lines of """.',
     "Ctrl-C cancels an answer, or clears the line. /exit or Ctrl-D ends.",
 )

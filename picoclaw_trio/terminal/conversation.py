@@ -25,7 +25,7 @@ from .commands import TO_LEAVE, complete, run_command
 from .editor import Editor, PlainEditor, open_editor, terminal_kept
 from .engine import open_engine
 from .history import HistoryFile
-from .lines import Lines, PipedLines, TypedLines, is_command
+from .lines import Entry, Lines, PipedLines, TypedLines
 from .screen import Screen
 from .signals import Signals
 from .talk import Talk
@@ -116,20 +116,20 @@ class Conversation:
     def go_on(self) -> bool:
         """Go on to the end; gives whether all that was asked was done."""
         is_well = True
-        while (text := self._read()) is not None and text.strip() not in TO_LEAVE:
-            if text.strip():
-                self.editor.remember(text)
-                is_well = self._carry_out(text) and is_well
+        while (entry := self._read()) is not None and not _asks_to_leave(entry):
+            if entry.text.strip():
+                self.editor.remember(entry.retyped)
+                is_well = self._carry_out(entry) and is_well
         return is_well
 
-    def _read(self) -> str | None:
-        """The next text; None at the end."""
+    def _read(self) -> Entry | None:
+        """The next question or command; None at the end."""
         while True:
             if self.is_typed:
                 self.signals.pass_over()
             try:
                 with self.signals.raised():
-                    text = self.lines.read()
+                    entry = self.lines.read()
             except KeyboardInterrupt:
                 if not self.is_typed:
                     raise
@@ -137,9 +137,9 @@ class Conversation:
                     return None
                 continue
             self._is_warned = False
-            if text is None and self.is_typed:
+            if entry is None and self.is_typed:
                 self.talk.screen.note("")  # what comes next, comes on a line of its own
-            return None if text is None else text.strip("\n")
+            return entry
 
     def _is_to_leave(self) -> bool:
         """After Ctrl-C: at an empty prompt it says how to leave, and leaves the second time."""
@@ -156,14 +156,14 @@ class Conversation:
             self._is_warned = True
         return False
 
-    def _carry_out(self, text: str) -> bool:
+    def _carry_out(self, entry: Entry) -> bool:
         """False if it failed, which has been told, or was cancelled."""
         with self.editor.quiet():
             try:
-                if is_command(text):
-                    self._print(run_command(self.talk, text))
+                if entry.is_command:
+                    self._print(run_command(self.talk, entry.text))
                 else:
-                    self.talk.ask(text)
+                    self.talk.ask(entry.text)
                 return True
             except GatewayError as exc:
                 self.talk.screen.error(exc.told_here)
@@ -174,3 +174,7 @@ class Conversation:
     def _print(self, lines: str | None) -> None:
         if lines is not None:
             self.talk.screen.line(lines)
+
+
+def _asks_to_leave(entry: Entry) -> bool:
+    return entry.is_command and entry.text.strip() in TO_LEAVE

@@ -1,10 +1,11 @@
 """Questions and commands from standard input: typed at a terminal, pasted there, or through a pipe.
 
-Theory: a pipe gives one question a line. At a terminal a question may have several lines: a line goes on where it
-ends with a backslash, three double quotes alone on a line open and close a block, and what is pasted is one piece.
-The last is told by the terminal itself (bracketed paste) where the line editor knows of it; elsewhere lines that come
-faster than anyone types belong together.
-Editing rule: what a line means is for ``commands``; only how lines make one text is decided here.
+Theory: a pipe gives one question a line, whatever is in it: it may be a text that nobody has looked at. At a terminal a
+line that begins with a slash is a command; a question may have several lines: a line goes on where it ends with a
+backslash, three double quotes alone on a line open and close a block, and what is pasted is one piece. The last is told
+by the terminal itself (bracketed paste) where the line editor knows of it; elsewhere lines that come faster than anyone
+types belong together.
+Editing rule: what a command does is for ``commands``; how lines make one text, and whether it is one, is decided here.
 """
 
 from __future__ import annotations
@@ -22,6 +23,19 @@ BLOCK = '"""'
 PASTE_PAUSE = 0.03
 
 
+@attrs.frozen
+class Entry:
+    """A question, or a command; *text* has no line break at its end."""
+
+    text: str
+    is_command: bool = False
+
+    @property
+    def retyped(self) -> str:
+        """What gives the same where it is typed or offered again."""
+        return f" {self.text}" if _is_command(self.text) and not self.is_command else self.text
+
+
 class Lines(Protocol):
     """Where questions come from.
 
@@ -31,7 +45,7 @@ class Lines(Protocol):
 
     has_begun: bool
 
-    def read(self) -> str | None:
+    def read(self) -> Entry | None:
         """The next question or command; None at the end.
 
         Raises:
@@ -46,9 +60,9 @@ class PipedLines:
 
     has_begun: bool = False
 
-    def read(self) -> str | None:
+    def read(self) -> Entry | None:
         line = sys.stdin.readline()
-        return line.removesuffix("\n").removesuffix("\r") if line else None
+        return Entry(line.removesuffix("\n").removesuffix("\r")) if line else None
 
 
 @attrs.define
@@ -65,16 +79,18 @@ class TypedLines:
     _pastes_whole: bool
     has_begun: bool = attrs.field(default=False, init=False)  # the text that is read has lines already
 
-    def read(self) -> str | None:
+    def read(self) -> Entry | None:
         self.has_begun = False
         first = self._read_line(PROMPT)
         self.has_begun = True
         if first is None:
             return None
         if first.strip() == BLOCK:
-            return "\n".join(self._block())
-        text = "\n".join(self._continued(first))
-        return text if self._pastes_whole or is_command(text) else "\n".join([text, *self._pasted()])
+            return Entry("\n".join(self._block()).strip("\n"))
+        text = "\n".join(self._continued(first)).strip("\n")
+        if _is_command(text):
+            return Entry(text, is_command=True)
+        return Entry(text if self._pastes_whole else "\n".join([text, *self._pasted()]).strip("\n"))
 
     def _block(self) -> Iterator[str]:
         while (line := self._read_line(MORE)) is not None and line.strip() != BLOCK:
@@ -92,7 +108,8 @@ class TypedLines:
             yield line
 
 
-def is_command(text: str) -> bool:
+def _is_command(text: str) -> bool:
+    """A blank in front makes it a question."""
     return text.startswith("/") and "\n" not in text
 
 
