@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -210,6 +211,15 @@ async def test_what_the_system_cannot_execute_is_an_error(make_runner: Callable[
 
 
 # Where, with what
+
+
+async def test_first_program_makes_the_workspace(run: Runner) -> None:
+    run.workspace.rmdir()
+
+    assert "there is no such file or folder" in await run.error("echo", folder="notes")
+    assert not run.workspace.exists()
+    assert "exit status: 0\nstdout:\nHello\n" == await run("echo", "Hello")
+    assert 0o700 == stat.S_IMODE(run.workspace.stat().st_mode)
 
 
 async def test_program_runs_in_a_folder_of_the_workspace(run: Runner, tmp_path: Path) -> None:

@@ -235,9 +235,18 @@ async def test_new_file_and_its_folders_are_their_owners_alone(hands: Hands) -> 
 async def test_first_file_makes_the_workspace(tmp_path: Path) -> None:
     hands = hands_on(tmp_path / "home" / "workspace")
 
-    assert "there is no such file or folder" in await hands.error("list_dir", ".")
+    assert "[the folder is empty]" == await hands("list_dir", ".")
+    assert "there is no such file or folder" in await hands.error("list_dir", "a")
+    assert not hands.workspace.parent.exists()
     await hands("write_file", "a.txt", content="a")
     assert "file    a.txt  1 bytes" == await hands("list_dir", ".")
+
+
+async def test_workspace_that_is_a_link_to_nowhere_is_told(tmp_path: Path) -> None:
+    hands = hands_on(tmp_path / "workspace")
+    hands.workspace.symlink_to(tmp_path / "nowhere")
+
+    assert "there is no such file or folder" in await hands.error("list_dir", ".")
 
 
 async def test_existing_file_is_replaced_only_on_demand(hands: Hands) -> None:

@@ -162,7 +162,8 @@ def _check_args(args: tuple[str, ...]) -> list[str]:
 
 
 def _open_folder(sandbox: Sandbox, place: Place) -> int:
-    with place.explained(), sandbox.open_folder(place) as folder:
+    # A program runs before the first file is written, too; other folders are for the model to make.
+    with place.explained(), sandbox.open_folder(place, create=not place.names) as folder:
         return os.dup(folder)
 
 

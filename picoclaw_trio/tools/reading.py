@@ -152,15 +152,25 @@ def list_folder(sandbox: Sandbox, place: Place, offset: int) -> str:
     Raises:
         ToolError.
     """
-    with place.explained(), sandbox.open_folder(place) as folder, os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in islice(entries, MAX_NAMES))
-        shown = names[offset : offset + MAX_SHOWN_NAMES]
-        lines = [_describe(folder, name) for name in shown]
+    with place.explained():
+        names, lines = _look_into(sandbox, place, offset)
     if not names:
         return "[the folder is empty]"
     if not lines:
         raise place.wrong(f"offset {offset} is not before its end; it has {len(names)} entries")
     return "\n".join([*_tell_more(offset, len(lines), len(names)), *lines])
+
+
+def _look_into(sandbox: Sandbox, place: Place, offset: int) -> tuple[list[str], list[str]]:
+    """All names in a folder, and the lines of those to show. A workspace that nobody has written to yet has none."""
+    try:
+        with sandbox.open_folder(place) as folder, os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in islice(entries, MAX_NAMES))
+            return names, [_describe(folder, name) for name in names[offset : offset + MAX_SHOWN_NAMES]]
+    except FileNotFoundError:
+        if place.names or sandbox.root.is_symlink():
+            raise
+        return [], []
 
 
 def _tell_more(offset: int, shown: int, count: int) -> list[str]:
