@@ -105,14 +105,19 @@ def onboard(yes: bool) -> None:
 def agent(message: str | None, model: str | None, session: str) -> None:
     """Talk to the agent in the terminal: one question with -m, a conversation without."""
     with _failures_told():
+        from . import logs
+
+        # The log is the server's: here its lines would stand within the conversation, which tells what went wrong.
+        logs.configure("error", "console")
         config = _load()
-        from . import logs, terminal
+        if config.gateway.log_level in ("debug", "fatal"):
+            logs.configure(config.gateway.log_level, "console")
+        from . import terminal
 
         if message is not None and not message.strip():
             raise click.BadParameter("There is no question in it.", param_hint="--message")
         if problem := terminal.session_name_problem(session):
             raise click.BadParameter(problem, param_hint="--session")
-        logs.configure("error" if config.gateway.log_level == "warn" else config.gateway.log_level, "console")
         if message is None:
             sys.exit(0 if terminal.run_conversation(config, model=model, session=session) else 1)
         terminal.run_once(config, message, model=model, session=session)

@@ -546,7 +546,7 @@ async def test_what_is_unusual_about_an_answer_is_noted(tmp_path: Path, upstream
     cut_off = streams(frame(chunk({"content": "One, two"})), frame(chunk({}, "length")), frame(b"[DONE]"))
     upstream.scripts = [answers(401, {}), cut_off, says()]
     models = entry("one", upstream.url, fallbacks=["two"]), entry("two", upstream.url)
-    write_config(tmp_path, make_config(*models, gateway={"log_level": "error"}))
+    write_config(tmp_path, make_config(*models))
     async with at_terminal(tmp_path, "agent") as terminal:
         await terminal.see("> ")
         await terminal.type("count\r")
@@ -555,6 +555,24 @@ async def test_what_is_unusual_about_an_answer_is_noted(tmp_path: Path, upstream
         await terminal.type("again\r")
         await terminal.see("(the model gave no text)\r\n")
         await leave(terminal)
+
+
+FOREIGN = {"model_name": "three", "model": "gemini/gemini-x", "api_key": "sk-x"}  # the configuration's own warning
+
+
+@pytest.mark.parametrize(("level", "is_logged"), [("info", False), ("warn", False), ("debug", True)])
+async def test_log_of_the_server_stays_out_of_the_conversation(
+    level: str, is_logged: bool, tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    upstream.scripts = [answers(401, {}), says("Hello!")]
+    models = entry("one", upstream.url, fallbacks=["two"]), entry("two", upstream.url), FOREIGN
+    write_config(tmp_path, make_config(*models, gateway={"log_level": level}))
+
+    ran = await run(tmp_path, "agent", typed="first\n")
+
+    assert (0, "Hello!\n") == (ran.status, ran.out)
+    assert is_logged == ("attempt failed" in ran.err)
+    assert is_logged or ran.err == ""
 
 
 async def test_ctrl_c_ends_the_tools_that_run(tmp_path: Path, upstream: ScriptedUpstream) -> None:
@@ -785,7 +803,7 @@ async def test_lines_of_a_pipe_are_questions_with_whatever_ends_them(
 
 
 async def test_tools_of_agent_md_that_are_not_there_are_told(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    prepare(tmp_path, upstream, **TOOLS)
+    prepare(tmp_path, upstream, **TOOLS, gateway={"log_level": "debug"})
     workspace = tmp_path / ".picoclaw" / "workspace"
     workspace.mkdir()
     (workspace / "AGENT.md").write_text("---\ntools: [readfile]\n---\n")
