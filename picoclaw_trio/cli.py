@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -49,35 +50,36 @@ def gateway(host: str | None, port: int | None) -> None:
     overrides = {"PICOCLAW_GATEWAY_HOST": host, "PICOCLAW_GATEWAY_PORT": port}
     environ = {**os.environ, **{name: str(value) for name, value in overrides.items() if value is not None}}
     with _failures_told():
-        token = _first_token()
+        from .config import config_path, load_config
         from .server import run_gateway
 
-        run_gateway(partial(_load, environ), partial(_say_ready, token))
+        path = config_path(environ)
+        is_first = not (path.exists() or path.is_symlink())
+        tokens: list[str] = []  # what is told once
+        load = partial(load_config, environ, may_lack=is_first)
+        begin = partial(_write_first_config, path, tokens.append) if is_first else lambda: False
+        run_gateway(load, partial(_say_ready, tokens), begin=begin)
 
 
-def _first_token() -> str | None:
-    """Write the first configuration where there is none, and give the token in it."""
-    from .config import config_path, create_first_config
+def _write_first_config(path: Path, tell: Callable[[str], None]) -> bool:
+    """Write the first configuration, and *tell* the token in it. Its defaults are those of no configuration."""
+    from .config import create_first_config
 
-    path = config_path(os.environ)
-    if path.exists() or path.is_symlink():
-        return None
-    try:
-        token = create_first_config(path)
-    except FileExistsError:  # another first start was quicker
-        return None
-    click.echo(f"There was no configuration, so a first one was written: {path}", err=True)
-    return token
+    with suppress(FileExistsError):  # another first start was quicker
+        tell(create_first_config(path))
+        click.echo(f"There was no configuration, so a first one was written: {path}", err=True)
+    return True
 
 
-def _say_ready(first_token: str | None, config: Config, addresses: list[str]) -> None:
+def _say_ready(first_tokens: list[str], config: Config, addresses: list[str]) -> None:
     api = config.gateway.openai_api
     for address in addresses:
         click.echo(f"Serving {address}", err=True)
-    if first_token is not None:
+    known = [token.reveal() for token in api.bearer_tokens]  # the environment's, where it has any
+    if usable := [token for token in first_tokens if token in known]:
         from .onboard import curl_line
 
-        click.echo(f"Try it:\n{curl_line(addresses[0], first_token)}", err=True)
+        click.echo(f"Try it:\n{curl_line(addresses[0], usable[0])}", err=True)
     elif not api.enabled:
         click.echo("The OpenAI API is off: set gateway.openai_api.enabled to true.", err=True)
     elif not api.bearer_tokens:
@@ -235,10 +237,10 @@ def check() -> None:
         click.echo(f"{loaded.path or 'no configuration file, only defaults'}: fine")
 
 
-def _load(environ: dict[str, str] | None = None) -> Config:
+def _load() -> Config:
     from .config import load_config
 
-    return load_config(os.environ if environ is None else environ)
+    return load_config(os.environ)
 
 
 @contextmanager

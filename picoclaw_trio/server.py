@@ -50,11 +50,15 @@ class FailedError(GatewayError):
         super().__init__(500, "server_error", message, code="internal_error")
 
 
-def run_gateway(load: Callable[[], Config], on_ready: Callable[[Config, list[str]], None]) -> None:
+def run_gateway(
+    load: Callable[[], Config], on_ready: Callable[[Config, list[str]], None], *, begin: Callable[[], bool]
+) -> None:
     """Serve until a signal asks to stop; return when all is closed.
 
     Args:
         load: reads the configuration, now, on SIGHUP and when its file has changed.
+        begin: called once the address is ours, before anything is made there; says whether to read the configuration
+            again, which it has written.
         on_ready: called once, with the configuration and the addresses that are served, ``http://127.0.0.1:18790``.
 
     Raises:
@@ -68,6 +72,8 @@ def run_gateway(load: Callable[[], Config], on_ready: Callable[[Config, list[str
     host.mend()
     hypercorn = hypercorn_config(config)
     sockets = listen(hypercorn)
+    if begin():
+        config = load()
     trio.run(_serve, config, load, hypercorn, sockets, partial(on_ready, config))
 
 

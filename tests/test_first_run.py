@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import stat
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,25 @@ async def test_second_start_changes_nothing_and_tells_no_token(tmp_path: Path) -
     assert before == path.read_bytes()
     assert token_of(tmp_path) not in server.log.decode()
     assert b"first one" not in server.log
+
+
+async def test_start_at_a_taken_port_leaves_the_first_configuration_to_the_next_one(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ran = await run(tmp_path, "gateway", "--port", str(taken.getsockname()[1]))
+    assert (1, "") == (ran.status, ran.out)
+    assert {} == snapshot(tmp_path)
+    async with open_server(tmp_path, None, "gateway", *ANY_PORT) as server:
+        assert token_of(tmp_path) in await told(server)
+
+
+async def test_no_token_is_told_where_the_environment_has_others(tmp_path: Path) -> None:
+    environment = {"PICOCLAW_GATEWAY_OPENAI_API_BEARER_TOKENS": TOKEN}
+    async with open_server(tmp_path, None, "gateway", *ANY_PORT, **environment) as server:
+        assert 0 == await server.stop()
+    assert "first one" in server.log.decode()
+    assert "curl" not in server.log.decode()
 
 
 async def test_first_configuration_is_written_where_the_environment_says(tmp_path: Path) -> None:

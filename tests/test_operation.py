@@ -250,7 +250,9 @@ def load():
 
 read = []
 try:
-    server.run_gateway(load, lambda config, addresses: print("Serving", *addresses, file=sys.stderr, flush=True))
+    server.run_gateway(
+        load, lambda config, addresses: print("Serving", *addresses, file=sys.stderr, flush=True), begin=lambda: False
+    )
 except server.FailedError as error:
     sys.exit(str(error.message))
 """

@@ -75,11 +75,14 @@ PASSED_OVER = {
 }
 
 
-def load_config(environ: Mapping[str, str] = os.environ) -> Config:
+def load_config(environ: Mapping[str, str] = os.environ, *, may_lack: bool = False) -> Config:
     """Read the configuration, and the keys that stand beside it.
 
     A file that is not there is one in which nothing is set, unless ``PICOCLAW_CONFIG`` names it. Logs one debug line
     that names the keys passed over, and a warning for each thing that is no mistake but will not work.
+
+    Arguments:
+        may_lack: also a file that ``PICOCLAW_CONFIG`` names need not be there yet.
 
     Raises:
         ConfigError: with every problem of the file, in its order, then those of the environment.
@@ -88,7 +91,7 @@ def load_config(environ: Mapping[str, str] = os.environ) -> Config:
     try:
         json = read_json(path)
     except FileNotFoundError:
-        if environ.get("PICOCLAW_CONFIG", "").strip():
+        if environ.get("PICOCLAW_CONFIG", "").strip() and not may_lack:
             raise ConfigError(str(path), (Problem("PICOCLAW_CONFIG", "names a file that does not exist"),)) from None
         return _judge({}, path, environ)
     except Wrong as exc:
