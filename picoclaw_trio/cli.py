@@ -136,7 +136,7 @@ def models() -> None:
         default = default_alias(config, Workspace(config.workspace))
         for entry in config.model_list:
             mark = "*" if entry.model_name == default else " "
-            click.echo(f"{mark} {entry.model_name}\t{entry.vendor}/{entry.model}\t{entry.api_base or 'in process'}")
+            click.echo(f"{mark} {entry.model_name}\t{entry.vendor}/{entry.model}\t{entry.where}")
 
 
 @main.command()

@@ -94,15 +94,18 @@ async def test_models_are_listed_and_the_default_is_marked(tmp_path: Path) -> No
     config = make_config(
         {"model_name": "one", "model": "openai/gpt-x", "api_key": "sk-secret-of-mine"},
         {"model_name": "two", "model": "echo/echo"},
+        {"model_name": "three", "model": "gemini/gemini-x", "api_key": "sk-secret-too"},
     )
     write_config(tmp_path, {**config, "agents": {"defaults": {"model_name": "two"}}})
 
     ran = await run(tmp_path, "models")
 
-    assert (0, "") == (ran.status, ran.err)
-    first, second = ran.out.splitlines()
+    assert 0 == ran.status
+    first, second, third = ran.out.splitlines()
+    reason = "cannot be asked: gemini speaks its own protocol; api_base may name"
+    assert third.startswith(f"  three\tgemini/gemini-x\t{reason}")
     assert first.startswith("  one\topenai/gpt-x\thttps://")
-    assert second.startswith("* two\techo/echo\t")
+    assert second == "* two\techo/echo\tin process"
     assert "secret" not in ran.out
 
 

@@ -283,11 +283,6 @@ def _warn(config: Config) -> None:
     for model in config.model_list:
         vendor, name = VENDORS[model.vendor], quoted(model.model_name)
         if not model.is_usable:
-            log.warning(
-                "model %s cannot be asked: %s speaks its own protocol; api_base may name a gateway in front of "
-                "it that speaks OpenAI's",
-                name,
-                vendor.name,
-            )
+            log.warning("model %s %s", name, model.where)
         elif not vendor.speaks_openai and vendor.name != ECHO:
             log.warning("model %s is asked in OpenAI's protocol, not in that of %s", name, vendor.name)

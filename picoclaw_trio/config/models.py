@@ -28,6 +28,9 @@ from .secret import Secret
 from .vendors import ECHO
 
 DEFAULT_REQUEST_TIMEOUT = 120.0
+NOT_USABLE = (
+    "cannot be asked: {vendor} speaks its own protocol; api_base may name a gateway in front of it that speaks OpenAI's"
+)
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -90,3 +93,10 @@ class ModelConfig(UpstreamOptions):
     @property
     def is_usable(self) -> bool:
         return self.api_base is not None or self.vendor == ECHO
+
+    @property
+    def where(self) -> str:
+        """Where it is asked, or why it cannot be, for people."""
+        if not self.is_usable:
+            return NOT_USABLE.format(vendor=self.vendor)
+        return self.api_base or "in process"
