@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import nullcontext
 from functools import partial
@@ -89,16 +90,35 @@ def hypercorn_config(config: Config) -> HypercornConfig:
 
 
 def listen(hypercorn: HypercornConfig) -> Sockets:
-    """
+    """A socket for each address of ``hypercorn.bind``, one for two names of the same.
+
     Raises:
         StartError: an address is taken, or is none of this machine's.
     """
-    try:
-        sockets = hypercorn.create_sockets()
-        for socket in sockets.insecure_sockets:
-            socket.listen(BACKLOG)
-    except OSError as exc:
-        raise StartError(f"cannot serve at {', '.join(hypercorn.bind)}: {exc.strerror or exc}") from exc
+    sockets: dict[object, list[socket.socket]] = {}
+    for bind in hypercorn.bind:
+        try:
+            address = _resolve(bind)
+            if address not in sockets:
+                sockets[address] = _open_sockets(bind)
+        except OSError as exc:
+            raise StartError(f"cannot serve at {bind}: {exc.strerror or exc}") from exc
+    return Sockets([], [one for opened in sockets.values() for one in opened], [])
+
+
+def _resolve(bind: str) -> object:
+    """The address that Hypercorn will take for *bind*."""
+    host, _, port = bind.rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.getaddrinfo(host.strip("[]"), int(port), family, socket.SOCK_STREAM)[0][4]
+
+
+def _open_sockets(bind: str) -> list[socket.socket]:
+    one = HypercornConfig()
+    one.bind = [bind]
+    sockets: list[socket.socket] = one.create_sockets().insecure_sockets
+    for opened in sockets:
+        opened.listen(BACKLOG)
     return sockets
 
 

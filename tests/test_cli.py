@@ -583,6 +583,23 @@ async def test_several_hosts_are_served(tmp_path: Path) -> None:
             assert 200 == (await client.get(f"{url.decode()}/health")).status_code
 
 
+async def test_two_names_of_one_address_are_served_once(tmp_path: Path) -> None:
+    config = make_config(gateway={"host": "localhost, 127.0.0.1, localhost", "port": free_port()})
+    async with open_server(tmp_path, config) as server, open_client(server.url) as client:
+        assert 200 == (await client.get("/health")).status_code
+        assert 0 == await server.stop()
+    assert 1 == server.log.count(b"Serving http://")
+
+
+async def test_address_that_cannot_be_served_is_told_alone(tmp_path: Path) -> None:
+    write_config(tmp_path, make_config(gateway={"host": "127.0.0.1, 192.0.2.1"}))
+
+    ran = await run(tmp_path, "gateway")
+
+    assert (1, "") == (ran.status, ran.out)
+    assert "cannot serve at 192.0.2.1:0:" in ran.err
+
+
 # gateway: stop
 
 
