@@ -8,12 +8,13 @@ Editing rule: nothing but this file, ``terminal`` and ``onboard`` prints.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
@@ -22,6 +23,8 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .config import Config
     from .stored import Row, Stored
+
+MAX_PORT = 65535
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -39,16 +42,33 @@ def version() -> None:
     click.echo(f"picoclaw_trio {__version__}")
 
 
+def _check_host(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
+    """What would be wrong in the configuration is wrong usage here."""
+    from .config.checks import Hosts
+    from .config.strict import Wrong
+
+    try:
+        return None if text is None else str(get_args(Hosts)[1](text))
+    except Wrong as exc:
+        raise click.BadParameter(exc.found[0][1]) from None
+
+
+def _check_port(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
+    if text is None or (re.fullmatch("[0-9]{1,5}", text) and int(text) <= MAX_PORT):
+        return text
+    raise click.BadParameter(f"must be a whole number from 0 to {MAX_PORT}; 0 is any port that is free")
+
+
 @main.command()
-@click.option("--host", help="Serve this address instead of the configured one.")
-@click.option("--port", type=click.IntRange(0, 65535), help="Serve this port instead of the configured one.")
-def gateway(host: str | None, port: int | None) -> None:
+@click.option("--host", metavar="HOST", callback=_check_host, help="Serve this address instead of the configured one.")
+@click.option("--port", metavar="PORT", callback=_check_port, help="Serve this port instead of the configured one.")
+def gateway(host: str | None, port: str | None) -> None:
     """Serve the OpenAI API at the configured host and port.
 
     Without a configuration one is written first: loopback only, a fresh token, and a model that echoes.
     """
     overrides = {"PICOCLAW_GATEWAY_HOST": host, "PICOCLAW_GATEWAY_PORT": port}
-    environ = {**os.environ, **{name: str(value) for name, value in overrides.items() if value is not None}}
+    environ = {**os.environ, **{name: value for name, value in overrides.items() if value is not None}}
     with _failures_told():
         from .config import config_path, load_config
         from .server import run_gateway

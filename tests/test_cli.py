@@ -74,6 +74,10 @@ async def test_help_lists_every_command(tmp_path: Path) -> None:
         ["frobnicate"],
         ["gateway", "--frobnicate"],
         ["gateway", "--port", "65536"],
+        ["gateway", "--port", "x"],
+        ["gateway", "--port", ""],
+        ["gateway", "--host", "a b"],
+        ["gateway", "--host", ""],
         ["agent", "-m"],
         ["agent", "-m", " "],
     ],
@@ -84,6 +88,8 @@ async def test_wrong_usage_is_exit_2(arguments: list[str], tmp_path: Path) -> No
 
     assert (2, "") == (ran.status, ran.out)
     assert "Error: " in ran.err
+    assert "integer" not in ran.err
+    assert arguments[0] != "gateway" or arguments[1] in ran.err
     assert {} == snapshot(tmp_path)
 
 

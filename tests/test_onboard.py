@@ -236,6 +236,7 @@ def test_server_may_be_named_and_what_cannot_be_right_is_asked_again(tmp_path: P
     assert "http://192.168.1.5:8080/v1" == entry.api_base
     assert [KEY] == [key.reveal() for key in entry.api_keys]
     assert KEY not in result.output
+    assert 2 == result.output.count("Error: it must be a number from 1 to 2\n")
 
 
 @pytest.mark.parametrize("count", range(6))

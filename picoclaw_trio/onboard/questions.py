@@ -62,7 +62,7 @@ def _ask_offers(found: tuple[Offer, ...], environ: Mapping[str, str]) -> tuple[O
     say()
     _show_rows(rows)
     say()
-    number = click.prompt("Which model shall answer?", type=click.IntRange(1, len(rows)), default=1, err=True)
+    number = _ask_number("Which model shall answer?", len(rows))
     if number == len(rows):
         chosen = _ask_server(environ)
     elif number == len(rows) - 1:
@@ -112,6 +112,15 @@ def _ask_workspace(usual: Path, environ: Mapping[str, str]) -> Path:
         return expand(text, environ).absolute()
 
     return Path(_ask("Folder of the agent's workspace", default=str(usual), read=read))
+
+
+def _ask_number(text: str, last: int) -> int:
+    def read(answer: str) -> int:
+        if not re.fullmatch("[0-9]{1,9}", answer) or not 1 <= int(answer) <= last:
+            raise click.BadParameter(f"it must be a number from 1 to {last}")
+        return int(answer)
+
+    return int(_ask(text, default="1", read=read))
 
 
 def _ask(text: str, *, read: Any, default: str | None = None) -> Any:
