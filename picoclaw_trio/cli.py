@@ -161,11 +161,17 @@ def models() -> None:
 
 @main.command()
 def status() -> None:
-    """Show the configuration in force and whether a server answers at its address."""
+    """Show the configuration as it stands now and whether a server answers at its address."""
     with _failures_told():
-        config = _load()
-        from .status import describe
+        from .errors import ConfigError
+        from .status import describe, describe_unusable
 
+        try:
+            config = _load()
+        except ConfigError as exc:
+            for line in describe_unusable(exc.source, os.environ):
+                click.echo(line)
+            raise
         for line in describe(config):
             click.echo(line)
 

@@ -1,12 +1,17 @@
-"""What ``picoclaw status`` shows: the configuration in force, and the server at its address, if there is one."""
+"""What ``picoclaw status`` shows: the configuration as it stands now, and the server at its address, if there is one.
+
+Theory: a server has in force what it could use when it last read its configuration, and keeps the address that it was
+started with; no server tells that. So each line says which of the two it is about.
+Editing rule: nothing here changes anything.
+"""
 
 from __future__ import annotations
 
 import http.client
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from .config import Config
+from .config import Config, GatewayConfig
 from .gateway import default_alias
 from .workspace import Workspace
 
@@ -18,7 +23,7 @@ LOAD = re.compile(r"^picoclaw_(turns_running|requests_waiting) ([0-9.e+]+)$", re
 def describe(config: Config) -> Iterator[str]:
     """Lines for people. Asks the server at the configured address over plain HTTP, with the first of its tokens."""
     gateway, api = config.gateway, config.gateway.openai_api
-    yield f"configuration: {config.path or 'none, only defaults'}"
+    yield f"configuration: {f'{config.path}, as it stands now' if config.path else 'none, only defaults'}"
     tokens = len(api.bearer_tokens)
     yield f"OpenAI API:    {'on' if api.enabled else 'off'}, {tokens} bearer token{'' if tokens == 1 else 's'}"
     yield f"model scope:   {api.model_scope}"
@@ -33,6 +38,18 @@ def describe(config: Config) -> Iterator[str]:
         yield from _describe_server(host, gateway.port, token)
 
 
+def describe_unusable(path: str, environ: Mapping[str, str]) -> Iterator[str]:
+    """Lines for a configuration that cannot be used. Asks at the address of the environment, or the usual one."""
+    yield f"configuration: {path}, which cannot be used as it stands now; a server has what it could last use"
+    usual, port = GatewayConfig(), environ.get("PICOCLAW_GATEWAY_PORT", "").strip()
+    named = GatewayConfig(
+        host=environ.get("PICOCLAW_GATEWAY_HOST", "").strip() or usual.host,
+        port=int(port) if re.fullmatch("[0-9]{1,5}", port) else usual.port,
+    )
+    for host in named.hosts:
+        yield from _describe_server(host, named.port, "")
+
+
 def _describe_server(host: str, port: int, token: str) -> Iterator[str]:
     """What is at the address; a server that listens everywhere is asked on loopback."""
     asked = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - read, not bound
@@ -40,8 +57,8 @@ def _describe_server(host: str, port: int, token: str) -> Iterator[str]:
         status, _ = _get(asked, port, "/ready", token)
         yield f"server:        {'ready' if status == 200 else f'not ready (status {status})'} at {asked} port {port}"
         status, numbers = _get(asked, port, "/metrics", token)
-    except (OSError, http.client.HTTPException) as exc:
-        yield f"server:        nothing answers at {asked} port {port} ({exc})"
+    except (OSError, OverflowError, UnicodeError, http.client.HTTPException) as exc:  # the address may be none
+        yield f"server:        nothing answers at {asked} port {port} ({exc}); other addresses were not tried"
         return
     if status == 200:
         yield from _describe_numbers(numbers)

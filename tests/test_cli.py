@@ -204,9 +204,30 @@ async def test_status_tells_whether_the_server_answers(tmp_path: Path) -> None:
     assert 1 <= answers < 1_000_000
     assert "0 running, 0 waiting" in during.out
     assert "not ready (status 503)" in stopping.out
+    assert before.out.startswith(f"configuration: {tmp_path}/.picoclaw/config.json, as it stands now\n")
     for line in ("on, 1 bearer token\n", "session", "echo", str(tmp_path)):
         assert line in before.out
     assert TOKEN not in before.out
+
+
+async def test_status_of_a_configuration_that_cannot_be_used_looks_for_a_server_all_the_same(tmp_path: Path) -> None:
+    port = free_port()
+    path = write_config(tmp_path, BROKEN)
+    address = {"PICOCLAW_GATEWAY_PORT": str(port)}
+
+    before = await run(tmp_path, "status", **address)
+    async with serve_here(tmp_path / "another", make_config(gateway={"port": port})):
+        during = await run(tmp_path, "status", **address)
+    nowhere = await run(tmp_path, "status", PICOCLAW_GATEWAY_HOST="a b", PICOCLAW_GATEWAY_PORT="99999")
+
+    assert f"configuration: {path}, which cannot be used as it stands now" in before.out
+    assert f"nothing answers at 127.0.0.1 port {port}" in before.out
+    assert f"ready at 127.0.0.1 port {port}" in during.out
+    assert "nothing answers at a b port 99999" in nowhere.out
+    for ran in (before, during, nowhere):
+        assert 1 == ran.status
+        assert "$.model_list[0].api_base" in ran.err
+        assert "Traceback" not in ran.err
 
 
 async def test_status_takes_whatever_else_answers_there(tmp_path: Path) -> None:
