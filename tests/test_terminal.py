@@ -682,6 +682,26 @@ async def test_session_is_resumed_in_the_next_run(tmp_path: Path, upstream: Scri
     assert [("user", "other")] == said(upstream, 3)
 
 
+@pytest.mark.parametrize("arguments", [["agent", "-m", "second"], ["agent"]], ids=" ".join)
+async def test_conversation_that_is_damaged_is_told_and_kept_aside(
+    arguments: list[str], tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    prepare(tmp_path, upstream)
+    assert 0 == (await run(tmp_path, "agent", "-m", "first")).status
+    (path,) = (tmp_path / ".picoclaw" / "openai_history").iterdir()
+    damaged = path.read_bytes().replace(b"first", b"fIrst")
+    path.write_bytes(damaged)
+
+    ran = await run(tmp_path, *arguments, typed="second\n")
+
+    assert (0, "Hello!\n") == (ran.status, ran.out)
+    assert ran.err.startswith(f"warning: {path} has a turn that cannot be read; ")
+    (kept,) = path.parent.glob(f"{path.name}.damaged-*")
+    assert damaged == kept.read_bytes()
+    assert Ran(0, "Hello!\n", "") == await run(tmp_path, "agent", "-m", "third")
+    assert [("user", "second"), ("assistant", "Hello!"), ("user", "third")] == said(upstream)
+
+
 async def test_names_of_sessions_stand_in_columns(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     prepare(tmp_path, upstream)
     for name in ("long name", "\u4f60\u597d"):

@@ -142,6 +142,11 @@ class Memory:
         """What is stored of *session*; nothing, if it is not known."""
         return tuple((await self._read(session)).entries)
 
+    async def complaint(self, session: str) -> str | None:
+        """What is wrong with the file of *session*, which its next turn keeps aside; None if nothing is."""
+        transcript = await self._read(session)
+        return transcript.complaint and f"{self._files.path(file_stem(session))} {transcript.complaint}"
+
     async def lines(self, session: str) -> tuple[bytes, ...]:
         """The same as it stands on disk: a JSON object for each message."""
         return tuple((await self._read(session)).lines)

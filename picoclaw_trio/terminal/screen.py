@@ -114,6 +114,11 @@ class Screen:
         self.end_line()
         self._err.write(f"error: {text}\n")
 
+    def warn(self, text: str) -> None:
+        """What whoever asked should know, though they may not sit there."""
+        self.end_line()
+        self._err.write(f"warning: {text}\n")
+
     def end_line(self) -> None:
         """End what is begun: a line of an answer, of a note, or one of each."""
         for stream in (self._out, self._err):

@@ -96,6 +96,7 @@ class Talk:
         return bool(seen)
 
     def _walk(self, messages: Sequence[Message], *, only_adds: bool = False) -> None:
+        self._tell_damage()
         self._wait_for_servers()
         request = ChatRequest(self.model, None, tuple(messages), True, False, {})
         caller = Caller(self.key, None, holder=None, door="terminal", remembers=True, only_adds=only_adds)
@@ -110,6 +111,13 @@ class Talk:
             printer.end()
         if remark := REMARKS.get(reply.finish_reason) or ("" if reply.text else NO_TEXT):
             self.screen.note(f"({remark})")
+
+    def _tell_damage(self) -> None:
+        async def look(gateway: Gateway, emit: Emit) -> str | None:
+            return await gateway.memory.complaint(self.key)
+
+        if complaint := self.engine.run(look):
+            self.screen.warn(f"{complaint}; what comes before counts, and the file is kept as *.damaged-*")
 
     def _wait_for_servers(self) -> None:
         """The first question waits until the tools are there that it may need."""
