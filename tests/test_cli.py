@@ -422,7 +422,9 @@ async def test_slash_commands_are_carried_out_and_not_said_to_the_model(
         "/switch model to",
         "/show model",
         "/frobnicate",
-        "/switch",
+        "/switch model",
+        "/show",
+        "/exit now",
         "/help",
     ]
 
@@ -443,10 +445,12 @@ async def test_slash_commands_are_carried_out_and_not_said_to_the_model(
         "Usage: /switch model to NAME",
         "Model: two",
         "There is no command /frobnicate. /help lists them.",
-        "There is no command /switch. /help lists them.",
-    ] == shown[:15]
+        "Usage: /switch model to NAME",
+        "Usage: /show model, or /show reasoning",
+        "Usage: /exit",
+    ] == shown[:17]
     for name in ("/switch model to NAME", "/show model", "/list models", "/clear", "/help"):
-        assert any(line.startswith(name) for line in shown[15:])
+        assert any(line.startswith(name) for line in shown[17:])
     assert [("two-up", "first"), ("two-up", "second")] == [
         (asked.body["model"], asked.body["messages"][0]["content"]) for asked in upstream.asked
     ]

@@ -37,6 +37,10 @@ class Command:
     run: Run
     kind: Kind | None = None
 
+    @property
+    def usage(self) -> str:
+        return f"{self.words} {self.argument}".rstrip()
+
     def argument_of(self, line: str) -> str | None:
         """What follows the command's words in *line*; None if it is another command."""
         words, called = line.split(), self.words.split()
@@ -48,7 +52,12 @@ def run_command(talk: Talk, line: str) -> str | None:
     for command in COMMANDS:
         if (argument := command.argument_of(line)) is not None:
             return command.run(talk, argument)
-    return f"There is no command {line.split()[0]}. /help lists them."
+    first = line.split()[0]
+    if usages := [
+        usage for usage in (*TO_LEAVE, *(command.usage for command in COMMANDS)) if usage.split()[0] == first
+    ]:
+        return f"Usage: {', or '.join(usages)}"
+    return f"There is no command {first}. /help lists them."
 
 
 def complete(talk: Talk, before: str, beginning: str) -> list[str]:
@@ -142,7 +151,7 @@ def _clear(talk: Talk, argument: str) -> str:
 
 
 def _help(talk: Talk, argument: str) -> str:
-    return "\n".join([*(f"{f'{command.words} {command.argument}':24}{command.help}" for command in COMMANDS), *HINTS])
+    return "\n".join([*(f"{command.usage:24}{command.help}" for command in COMMANDS), *HINTS])
 
 
 COMMANDS = (
