@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -27,7 +27,19 @@ if TYPE_CHECKING:
 MAX_PORT = 65535
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """The group of all commands."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Help and version are printed outside of any command's own care for failures."""
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as exc:
+            click.echo(f"Error: {exc.strerror or exc}", err=True)
+            sys.exit(1)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """PicoClaw's gateway: your own agent and models behind the OpenAI API."""
     # A standard stream that is closed leads nowhere, and no file that is opened later takes its place.

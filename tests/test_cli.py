@@ -762,6 +762,23 @@ async def test_workers_share_what_is_selected(tmp_path: Path, upstream: Scripted
     assert b"Traceback" not in server.log
 
 
+@pytest.mark.parametrize("arguments", [["version"], ["--help"], ["status"], ["agent", "-m", "Hello"]], ids=" ".join)
+async def test_output_that_has_no_room_is_told(arguments: list[str], tmp_path: Path) -> None:
+    write_config(tmp_path, make_config())
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        done = await trio.run_process(
+            [sys.executable, "-m", "picoclaw_trio", *arguments],
+            env=make_environment(tmp_path),
+            stdout=full,
+            capture_stderr=True,
+            check=False,
+        )
+    finally:
+        os.close(full)
+    assert (1, b"Error: No space left on device\n") == (done.returncode, done.stderr)
+
+
 async def test_output_that_nobody_reads_on_is_no_error(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
