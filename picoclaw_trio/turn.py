@@ -41,7 +41,7 @@ class StepLimitError(GatewayError):
         super().__init__(
             502,
             "server_error",
-            f"The agent did not come to an answer within {max_steps} steps"
+            f"The agent did not come to an answer within {max_steps} step{'' if max_steps == 1 else 's'}"
             " (agents.defaults.max_tool_iterations, or maxTurns in AGENT.md where it is less).",
             code="too_many_steps",
             headers={"x-should-retry": "false"},

@@ -193,7 +193,7 @@ def test_the_last_step_permitted_may_answer_but_not_call(max_steps: int) -> None
     assert ("failed", max_steps) == (turn.state, turn.steps)
     assert (502, "too_many_steps") == (caught.value.status, caught.value.code)
     assert {"x-should-retry": "false"} == caught.value.headers
-    assert f"within {max_steps} steps" in caught.value.message
+    assert f"within {max_steps} step{'s' if max_steps > 1 else ''} (" in caught.value.message
     assert "agents.defaults.max_tool_iterations, or maxTurns in AGENT.md" in caught.value.message
 
 
