@@ -137,7 +137,10 @@ def onboard(yes: bool) -> None:
 @click.option("--model", help="Answer with this model_name; nothing is stored.")
 @click.option("-s", "--session", default="default", show_default=True, help="Name of the conversation.")
 def agent(message: str | None, model: str | None, session: str) -> None:
-    """Talk to the agent in the terminal: one question with -m, a conversation without."""
+    """Talk to the agent in the terminal: one question with -m, a conversation without.
+
+    Where standard input is no terminal, each of its lines is a question; with -m it is not read.
+    """
     with _failures_told():
         from . import logs
 
@@ -195,7 +198,10 @@ def sessions() -> None:
 
 @sessions.command("list")
 def list_sessions() -> None:
-    """List what is stored: key, model, when it changed, and how much was said; the least recently used first."""
+    """List what is stored: key, model, when it changed, and how much was said.
+
+    First come the keys with a model, then those with a conversation alone; of each the least recently used first.
+    """
 
     async def show_all(stored: Stored) -> None:
         for row in await stored.rows():

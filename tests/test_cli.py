@@ -69,6 +69,17 @@ async def test_help_lists_every_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("command", "words"),
+    [("agent", "with -m it is not read"), ("sessions list", "then those with a conversation alone; of each the least")],
+)
+async def test_help_says_what_one_might_not_expect(command: str, words: str, tmp_path: Path) -> None:
+    ran = await run(tmp_path, *command.split(), "--help")
+
+    assert (0, "") == (ran.status, ran.err)
+    assert words in " ".join(ran.out.split())
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ["frobnicate"],
