@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import IO, TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -104,18 +104,16 @@ def _write_first_config(path: Path, tell: Callable[[str], None]) -> bool:
 
 
 def _say_ready(first_tokens: list[str], config: Config, addresses: list[str]) -> None:
-    api = config.gateway.openai_api
+    """For the person at the terminal; a machine that reads the log has Hypercorn's own line."""
+    if config.gateway.log_format == "json":
+        return
     for address in addresses:
         click.echo(f"Serving {address}", err=True)
-    known = [token.reveal() for token in api.bearer_tokens]  # the environment's, where it has any
+    known = [token.reveal() for token in config.gateway.openai_api.bearer_tokens]  # the environment's, where it has any
     if usable := [token for token in first_tokens if token in known]:
         from .onboard import curl_line
 
         click.echo(f"Try it:\n{curl_line(addresses[0], usable[0])}", err=True)
-    elif not api.enabled:
-        click.echo("The OpenAI API is off: set gateway.openai_api.enabled to true.", err=True)
-    elif not api.bearer_tokens:
-        click.echo("gateway.openai_api.bearer_tokens is empty, so every request gets 401.", err=True)
 
 
 @main.command()
@@ -287,6 +285,18 @@ def _load() -> Config:
     return load_config(os.environ)
 
 
+class Failure(click.ClickException):
+    """What is told on standard error, in the format that the log has by then."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        from . import logs
+
+        if logs.is_for_machines():
+            logs.tell_failure(self.message)
+        else:
+            super().show(file)
+
+
 @contextmanager
 def _failures_told() -> Iterator[None]:
     """A failure that has words of its own is told on standard error, and the exit status is 1."""
@@ -295,14 +305,14 @@ def _failures_told() -> Iterator[None]:
     try:
         yield
     except StateError as exc:  # what it says to clients is of a request, and here there was none
-        raise click.ClickException(f"The stored state cannot be used. {exc.reason}") from exc
+        raise Failure(f"The stored state cannot be used. {exc.reason}") from exc
     except GatewayError as exc:
         from .visible import visible
 
         message = exc.told_here  # it may hold an upstream's own words
-        raise click.ClickException(visible(message) if sys.stderr.isatty() else message) from exc
+        raise Failure(visible(message) if sys.stderr.isatty() else message) from exc
     except BrokenPipeError:
         raise  # whoever read our output has had enough of it; click ends quietly
     except OSError as exc:
         where = f"{exc.filename}: " if exc.filename else ""
-        raise click.ClickException(f"{where}{exc.strerror or exc}") from exc
+        raise Failure(f"{where}{exc.strerror or exc}") from exc

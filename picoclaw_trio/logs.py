@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping, Sequence
 from typing import Any
 
 import structlog
@@ -56,6 +56,7 @@ def configure(level: str, format: str) -> None:
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(sys.stderr)
+    handler.name = format
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*steps, structlog.stdlib.ExtraAdder()], processors=_last_steps(format)
@@ -73,6 +74,25 @@ def tell_problems(event: str, file: str, problems: Iterable[object]) -> None:
     """One line for each thing that is wrong with a file."""
     for problem in problems:
         structlog.stdlib.get_logger("picoclaw_trio.config").error(event, file=file, problem=str(problem))
+
+
+def tell_remarks(file: object, warnings: Iterable[object], passed_over: Sequence[str]) -> None:
+    """A warning for each thing of a file that will not work as one may think; a debug line for what is passed over."""
+    log = structlog.stdlib.get_logger("picoclaw_trio.config")
+    for warning in warnings:
+        log.warning(str(warning), file=str(file))
+    if passed_over:
+        log.debug("keys of parts that this gateway does not have", file=str(file), keys=", ".join(passed_over))
+
+
+def tell_failure(message: str) -> None:
+    """One line for what has ended the process."""
+    structlog.stdlib.get_logger("picoclaw_trio").critical(message)
+
+
+def is_for_machines() -> bool:
+    """Whether each line on standard error is to be JSON."""
+    return any(getattr(handler, "name", None) == "json" for handler in logging.getLogger().handlers)
 
 
 def _is_not_yet_written(record: logging.LogRecord) -> bool:

@@ -34,12 +34,7 @@ async def _open_configured() -> AsyncIterator[Gateway]:
         logs.tell_problems("the configuration cannot be used", exc.source, exc.problems)
         raise
     logs.configure(config.gateway.log_level, config.gateway.log_format)
-    if not config.gateway.openai_api.enabled:
-        log.warning(
-            "the OpenAI API is off; set gateway.openai_api.enabled to true, list a token in "
-            "gateway.openai_api.bearer_tokens, and start again",
-            config=str(config.path or config.home / "config.json"),
-        )
+    logs.tell_remarks(config.file, config.warnings, config.passed_over)
     async with _open_told(config) as gateway:
         host.raise_file_limit()
         host.calm_collector(config.gateway.openai_api.max_turns)

@@ -75,6 +75,7 @@ def run_gateway(
     sockets = listen(hypercorn)
     if begin():
         config = load()
+    logs.tell_remarks(config.file, config.warnings, config.passed_over)
     trio.run(_serve, config, load, hypercorn, sockets, partial(on_ready, config))
 
 

@@ -177,6 +177,7 @@ class GatewayApp(QuartTrio):
             log.error("the configuration was not reloaded: the file is gone", file=str(path))
             return
         logs.configure(config.gateway.log_level, config.gateway.log_format)
+        logs.tell_remarks(config.file, config.warnings, config.passed_over)
         waits = self._at_start.needs_restart(config)
         self.gateway = self.gateway.with_config(config)
         host.mend(write_timeout=config.gateway.openai_api.write_timeout)

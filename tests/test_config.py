@@ -63,8 +63,19 @@ def api(**keys: object) -> dict[str, object]:
     return {"gateway": {"openai_api": keys}}
 
 
+def told(config: Config) -> tuple[tuple[Problem, ...], tuple[str, ...]]:
+    return config.warnings, config.passed_over
+
+
+def warnings(config: Config) -> list[str]:
+    return list(map(str, config.warnings))
+
+
 def models(*entries: object) -> dict[str, object]:
     return {"model_list": list(entries)}
+
+
+ON = api(enabled=True, bearer_tokens=["t"])
 
 
 def target(**keys: object) -> dict[str, object]:
@@ -350,41 +361,51 @@ def test_unknown_key_of_the_endpoint_is_refused_and_the_nearest_named(tmp_path: 
     ] == problems(tmp_path, api(bearer_token=["t"], xyz=1))
 
 
-def test_parts_of_picoclaw_that_we_lack_are_passed_over_with_one_debug_line(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG, "picoclaw_trio.config")
-    load(
+def test_parts_of_picoclaw_that_we_lack_are_passed_over(tmp_path: Path) -> None:
+    config = load(
         tmp_path,
         {
             "_comment": "x",
             "channels": {"telegram": {"token": 5}},
-            "tools": {"cron": {}, "exec": {"enabled": True}, "mcp": {"discovery": {}}},
+            "tools": {
+                "cron": {},
+                "exec": {"enabled": True},
+                "mcp": {"discovery": {}, "servers": {"one": {"deferred": True}}},
+            },
             "gateway": {"hot_reload": True, "_comment": ""},
-            "agents": {"dispatch": {}, "defaults": {"split_on_marker": True}, "list": [{"skills": []}, {"skills": []}]},
+            "agents": {
+                "dispatch": {},
+                "defaults": {"split_on_marker": True},
+                "list": [{"skills": []}, {"model": {"x": 1}}],
+            },
         },
     )
-    assert [
-        (
-            "picoclaw_trio.config",
-            logging.DEBUG,
-            "keys of parts that this gateway does not have: channels, tools.cron, tools.exec.enabled, "
-            "tools.mcp.discovery, gateway.hot_reload, agents.dispatch, "
-            "agents.defaults.split_on_marker, agents.list[].skills",
-        )
-    ] == caplog.record_tuples
+    assert (
+        "$.channels",
+        "$.tools.cron",
+        "$.tools.exec.enabled",
+        "$.tools.mcp.discovery",
+        "$.tools.mcp.servers.one.deferred",
+        "$.gateway.hot_reload",
+        "$.agents.dispatch",
+        "$.agents.defaults.split_on_marker",
+        "$.agents.list[0].skills",
+        "$.agents.list[1].model.x",
+    ) == config.passed_over
 
 
-def test_nothing_is_logged_where_nothing_is_odd(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_loading_logs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """How to log stands in what is loaded."""
     caplog.set_level(logging.DEBUG)
-    load(tmp_path, models(ECHO, target()))
+    load(tmp_path, {"channels": {}, **api(enabled=True)})
     assert [] == caplog.record_tuples
 
 
-def test_known_keys_of_an_entry_that_mean_nothing_to_us_load_silently(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG)
+def test_nothing_is_told_where_nothing_is_odd(tmp_path: Path) -> None:
+    assert ((), ()) == told(load(tmp_path, {**models(ECHO, target()), **ON}))
+
+
+def test_known_keys_of_an_entry_that_mean_nothing_to_us_load_silently(tmp_path: Path) -> None:
     unused = {
         "auth_method": "oauth",
         "connect_mode": "grpc",
@@ -394,8 +415,9 @@ def test_known_keys_of_an_entry_that_mean_nothing_to_us_load_silently(
         "streaming": {"enabled": True},
         "enabled": False,
     }
-    assert load(tmp_path, models(target())) == load(tmp_path, models(target(**unused)))
-    assert [] == caplog.record_tuples
+    config = load(tmp_path, {**models(target(**unused)), **ON})
+    assert load(tmp_path, {**models(target()), **ON}) == config
+    assert ((), ()) == told(config)
 
 
 def test_comments_are_allowed_everywhere(tmp_path: Path) -> None:
@@ -606,30 +628,28 @@ def test_address_or_local_vendor_needs_no_key(tmp_path: Path, options: dict[str,
     assert () == model.api_keys
 
 
-def test_foreign_vendor_without_an_address_loads_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_foreign_vendor_without_an_address_loads_with_a_warning(tmp_path: Path) -> None:
     entries = (
         {"model_name": "g", "model": "google/gemini-3", "api_keys": ["k"]},
         {"model_name": "b", "model": "bedrock/claude", "api_base": "eu-central-1"},
         {"model_name": "c", "model": "copilot/x", "api_base": "localhost:4321"},
     )
-    for model in load(tmp_path, models(*entries)).model_list:
+    config = load(tmp_path, {**models(*entries), **ON})
+    for model in config.model_list:
         assert model.api_base is None
         assert not model.is_usable
-    assert 3 == len(caplog.records)
-    assert caplog.records[0].getMessage().startswith('model "g" cannot be asked: gemini speaks its own protocol')
+    assert 3 == len(config.warnings)
+    assert str(config.warnings[1]).startswith('$.model_list[1]: "b" cannot be asked: bedrock speaks its own protocol')
 
 
-def test_foreign_vendor_with_an_address_is_asked_in_openais_protocol(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_foreign_vendor_with_an_address_is_asked_in_openais_protocol(tmp_path: Path) -> None:
     entry = {"model_name": "g", "model": "gemini/gemini-3", "api_base": "http://bridge/v1"}
-    (model,) = load(tmp_path, models(entry)).model_list
+    config = load(tmp_path, {**models(entry), **ON})
+    (model,) = config.model_list
 
     assert ("gemini", "gemini-3", "http://bridge/v1") == (model.vendor, model.model, model.api_base)
     assert model.is_usable
-    assert ['model "g" is asked in OpenAI\'s protocol, not in that of gemini'] == caplog.messages
+    assert ['$.model_list[0]: "g" is asked in OpenAI\'s protocol, not in that of gemini'] == warnings(config)
 
 
 def test_address_of_a_foreign_vendor_is_checked_too(tmp_path: Path) -> None:
@@ -637,10 +657,19 @@ def test_address_of_a_foreign_vendor_is_checked_too(tmp_path: Path) -> None:
     assert ["$.model_list[0].api_base"] == addresses(tmp_path, models(entry))
 
 
-def test_endpoint_that_lets_nobody_in_loads_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    load(tmp_path, api(enabled=True))
-    expected = "gateway.openai_api is enabled without bearer_tokens: every request will be refused"
-    assert [expected] == caplog.messages
+def test_endpoint_that_lets_nobody_in_loads_with_a_warning(tmp_path: Path) -> None:
+    config = load(tmp_path, {**models(ECHO), **api(enabled=True)})
+    assert ["$.gateway.openai_api.bearer_tokens: is empty, so every request will be refused"] == warnings(config)
+
+
+def test_endpoint_that_is_off_loads_with_a_warning(tmp_path: Path) -> None:
+    (warning,) = warnings(load(tmp_path, models(ECHO)))
+    assert warning.startswith("$.gateway.openai_api.enabled: the OpenAI API is off")
+
+
+def test_warning_about_a_value_of_the_environment_names_the_variable(tmp_path: Path) -> None:
+    config = load(tmp_path, models(ECHO), PICOCLAW_GATEWAY_OPENAI_API_ENABLED="false")
+    assert ["PICOCLAW_GATEWAY_OPENAI_API_ENABLED"] == [warning.address for warning in config.warnings]
 
 
 # Secrets
@@ -963,13 +992,12 @@ def load_example(folder: Path) -> Config:
     return load(folder, EXAMPLE.read_bytes(), **dict.fromkeys(variables, "from-the-environment"))
 
 
-def test_example_loads_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG)
+def test_example_loads_without_a_word(tmp_path: Path) -> None:
     config = load_example(tmp_path)
 
     assert ("gpt", "qwen3-coder-plus", "local", "echo") == config.aliases
     assert all(model.is_usable for model in config.model_list)
-    assert [] == caplog.messages
+    assert ((), ()) == told(config)
 
 
 def test_example_shows_every_key_that_is_read() -> None:

@@ -18,6 +18,7 @@ import httpx2
 import orjson
 import pytest
 import trio
+from commands import run
 from fakes import Exchange, ScriptedUpstream, answers, error_body, hangs, open_upstream, says
 from harness import (
     HEADERS,
@@ -442,6 +443,56 @@ async def test_request_is_one_line_of_json_without_its_content_or_a_secret(
     assert b"Hello!" not in log
     assert HEADERS["Authorization"].split()[1].encode() not in log
     assert b"sk-up-secret" not in log
+
+
+ODD = {"channels": {}, "model_list": [{"model_name": "g", "model": "gemini/g"}]}
+
+
+@pytest.mark.parametrize("kind", ["gateway", "hypercorn"])
+async def test_what_the_configuration_has_to_tell_is_told_once_in_the_format_of_the_log(
+    kind: Kind, tmp_path: Path
+) -> None:
+    gateway = {"log_level": "debug", "log_format": "json"}
+    async with open_server(tmp_path, {**make_config(gateway=gateway, bearer_tokens=[]), **ODD}, kind) as server:
+        assert 0 == await server.stop()
+
+    # Hypercorn's own command has lines of its own, before and after.
+    ours = [line for line in server.log.splitlines() if kind == "gateway" or line.startswith(b"{")]
+    lines = [line for line in map(orjson.loads, ours) if line["logger"] == "picoclaw_trio.config"]
+    assert ["warning", "warning", "debug"] == [line["level"] for line in lines]
+    assert lines[0]["event"].startswith("$.gateway.openai_api.bearer_tokens: ")
+    assert lines[1]["event"].startswith('$.model_list[0]: "g" cannot be asked')
+    assert "$.channels" == lines[2]["keys"]
+    assert str(tmp_path / ".picoclaw" / "config.json") == lines[2]["file"]
+
+
+@pytest.mark.parametrize(("level", "count"), [("fatal", 0), ("warn", 2)])
+async def test_what_the_configuration_has_to_tell_obeys_the_level(level: str, count: int, tmp_path: Path) -> None:
+    config = make_config(gateway={"log_level": level}, bearer_tokens=[])
+    async with open_server(tmp_path, {**config, **ODD}) as server:
+        assert 0 == await server.stop()
+    assert (count, 1) == (server.log.count(b"[warning"), server.log.count(b"Serving"))
+
+
+async def test_reload_tells_what_the_new_configuration_has_to_tell(tmp_path: Path) -> None:
+    async with open_server(tmp_path, make_config()) as server:
+        write_config(tmp_path, {**make_config(), **ODD})
+        server.process.send_signal(signal.SIGHUP)
+        await wait_logged(server, b"configuration reloaded")
+        assert 1 == server.log.count(b"cannot be asked")
+
+
+async def test_failure_to_start_is_json_where_the_log_is(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        gateway = {"log_level": "fatal", "log_format": "json", "port": taken.getsockname()[1]}
+        write_config(tmp_path, make_config(gateway=gateway))
+        ran = await run(tmp_path, "gateway")
+
+    (line,) = ran.err.splitlines()
+    assert (1, "critical") == (ran.status, orjson.loads(line)["level"])
+    assert "cannot serve at" in orjson.loads(line)["event"]
 
 
 async def test_line_for_people_tells_the_same(tmp_path: Path, upstream: ScriptedUpstream) -> None:

@@ -9,9 +9,8 @@ secret.
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from cattrs import Converter
 from ..errors import ConfigError, Problem
 from .checks import Name, check_url
 from .models import ModelConfig, ModelEntry, UpstreamOptions
+from .parts import dict_of, each, entries, list_of, text_of
+from .remarks import LENIENT, find_passed_over, find_warnings
 from .secret import Secret
 from .security_file import apply_security_file
 from .sources import (
@@ -32,22 +33,18 @@ from .sources import (
     read_secret,
 )
 from .strict import Place, Tray, Wrong, address, did_you_mean, expect, quoted, strict_converter, wrong
-from .tools import ExecConfig, McpConfig, McpServerConfig, ToolsConfig, WebFetchConfig, check_server
+from .tools import check_server
 from .values import (
     AgentConfig,
     AgentDefaults,
     AgentEntry,
     AgentsConfig,
-    AgentsEntry,
     Config,
     ConfigFile,
     DefaultsEntry,
-    GatewayConfig,
     ModelChoice,
 )
 from .vendors import DEFAULT_VENDOR, ECHO, VENDORS, UnknownVendorError, Vendor, resolve
-
-log = logging.getLogger("picoclaw_trio.config")
 
 # Keys of a PicoClaw entry that say nothing to us.
 UNUSED_MODEL_KEYS = (
@@ -59,27 +56,13 @@ UNUSED_MODEL_KEYS = (
     "tool_schema_transform",
     "workspace",
 )
-# {shape in which a key that we do not know belongs to a part of PicoClaw that we lack: its place, for the log}
-PASSED_OVER = {
-    ConfigFile: "",
-    GatewayConfig: "gateway.",
-    AgentsEntry: "agents.",
-    DefaultsEntry: "agents.defaults.",
-    AgentEntry: "agents.list[].",
-    ModelChoice: "agents.list[].model.",
-    ToolsConfig: "tools.",
-    ExecConfig: "tools.exec.",
-    WebFetchConfig: "tools.web_fetch.",
-    McpConfig: "tools.mcp.",
-    McpServerConfig: "tools.mcp.servers[].",
-}
 
 
 def load_config(environ: Mapping[str, str] = os.environ, *, may_lack: bool = False) -> Config:
     """Read the configuration, and the keys that stand beside it.
 
-    A file that is not there is one in which nothing is set, unless ``PICOCLAW_CONFIG`` names it. Logs one debug line
-    that names the keys passed over, and a warning for each thing that is no mistake but will not work.
+    A file that is not there is one in which nothing is set, unless ``PICOCLAW_CONFIG`` names it. Logs nothing: how to
+    log stands in what is read here. What there is to tell is in ``warnings`` and ``passed_over``.
 
     Arguments:
         may_lack: also a file that ``PICOCLAW_CONFIG`` names need not be there yet.
@@ -103,33 +86,34 @@ def _judge(json: dict[str, Any], path: Path, environ: Mapping[str, str]) -> Conf
     origins, problems = apply_variables(json, environ)
     keys, more = apply_security_file(json, path)
     origins, problems = origins | keys, problems + more
-    tray, passed_over = Tray(), list[str]()
+    tray = Tray()
     file = None
     with tray.at():
-        file = _converter(path.parent, environ, passed_over).structure(json, ConfigFile)
+        file = _converter(path.parent, environ).structure(json, ConfigFile)
     _check_aliases(json, tray)
-    for place, entry in _entries(json):
+    for place, entry in entries(json):
         _check_target(place, entry, tray)
-    mcp = _dict(_dict(json.get("tools")).get("mcp"))
-    for name, server in _dict(mcp.get("servers")).items() if mcp.get("enabled") is True else ():
+    mcp = dict_of(dict_of(json.get("tools")).get("mcp"))
+    for name, server in dict_of(mcp.get("servers")).items() if mcp.get("enabled") is True else ():
         with tray.at("tools", "mcp", "servers", name):
-            check_server(_dict(server))
-    if passed_over:
-        log.debug("keys of parts that this gateway does not have: %s", ", ".join(dict.fromkeys(passed_over)))
+            check_server(dict_of(server))
     if file is None or tray.found or problems:
-        raise ConfigError(str(path), (*_problems(tray, json, origins), *problems))
+        raise ConfigError(str(path), (*_problems(tray.found, json, origins), *problems))
     config = _config(file, config_home(environ))
-    _warn(config)
-    return config
+    return attrs.evolve(
+        config,
+        warnings=tuple(_problems(find_warnings(config), json, origins)),
+        passed_over=tuple(address(place) for place, _ in find_passed_over(json)),
+    )
 
 
-def _problems(tray: Tray, json: Any, origins: Mapping[Place, str]) -> Iterator[Problem]:
-    """What is in *tray*, in the order of *json*, and last what came from variables."""
+def _problems(found: Iterable[tuple[Place, str]], json: Any, origins: Mapping[Place, str]) -> Iterator[Problem]:
+    """What was found, in the order of *json*, and last what came from variables."""
 
     def origin(place: Place) -> Place:
         return next((origin for origin in origins if place[: len(origin)] == origin), ())
 
-    for place, message in sorted(tray.found, key=lambda found: (origin(found[0]) != (), _position(json, found[0]))):
+    for place, message in sorted(found, key=lambda one: (origin(one[0]) != (), _position(json, one[0]))):
         begin = origin(place)
         yield Problem(address(place[len(begin) :], origins.get(begin, "$")), message)
 
@@ -139,22 +123,18 @@ def _position(json: Any, place: Place) -> list[int]:
     for part in place:
         if isinstance(part, int):
             position.append(part)
-            json = _list(json)[part]
+            json = list_of(json)[part]
         else:
-            keys = list(_dict(json))
+            keys = list(dict_of(json))
             position.append(keys.index(part) if part in keys else len(keys))
-            json = _dict(json).get(part)
+            json = dict_of(json).get(part)
     return position
 
 
-def _converter(folder: Path, environ: Mapping[str, str], passed_over: list[str]) -> Converter:
-    """Notes in *passed_over* what no part of this gateway reads."""
-
+def _converter(folder: Path, environ: Mapping[str, str]) -> Converter:
     def on_unknown_key(shape: type, key: str) -> None:
         unused = UNUSED_MODEL_KEYS if shape is ModelEntry else ()
-        if shape in PASSED_OVER:
-            passed_over.append(PASSED_OVER[shape] + key)
-        elif key not in unused:
+        if shape not in LENIENT and key not in unused:
             raise wrong(f"is not a known key{did_you_mean(key, (*attrs.fields_dict(shape), *unused))}")
 
     converter = strict_converter(on_unknown_key)
@@ -180,7 +160,7 @@ def _path(value: Any) -> str:
 
 def _check_aliases(json: Any, tray: Tray) -> None:
     """Whatever names an alias must name one that there is."""
-    aliases = dict.fromkeys(name for _, entry in _entries(json) if (name := _text(entry, "model_name")))
+    aliases = dict.fromkeys(name for _, entry in entries(json) if (name := text_of(entry, "model_name")))
     for place, name in _references(json) if aliases else ():
         if isinstance(name, str) and name and name not in aliases:
             with tray.at(*place):
@@ -188,18 +168,18 @@ def _check_aliases(json: Any, tray: Tray) -> None:
 
 
 def _references(json: Any) -> Iterator[tuple[Place, Any]]:
-    for place, entry in _entries(json):
-        yield from _each((*place, "fallbacks"), entry.get("fallbacks"))
-    agents = _dict(json.get("agents"))
-    defaults = _dict(agents.get("defaults"))
+    for place, entry in entries(json):
+        yield from each((*place, "fallbacks"), entry.get("fallbacks"))
+    agents = dict_of(json.get("agents"))
+    defaults = dict_of(agents.get("defaults"))
     key = "model_name" if defaults.get("model_name") else "model"
     yield ("agents", "defaults", key), defaults.get(key)
-    yield from _each(("agents", "defaults", "model_fallbacks"), defaults.get("model_fallbacks"))
-    for place, agent in _each(("agents", "list"), agents.get("list")):
-        model = _dict(agent).get("model")
+    yield from each(("agents", "defaults", "model_fallbacks"), defaults.get("model_fallbacks"))
+    for place, agent in each(("agents", "list"), agents.get("list")):
+        model = dict_of(agent).get("model")
         yield (*place, "model"), model
-        yield (*place, "model", "primary"), _dict(model).get("primary")
-        yield from _each((*place, "model", "fallbacks"), _dict(model).get("fallbacks"))
+        yield (*place, "model", "primary"), dict_of(model).get("primary")
+        yield from each((*place, "model", "fallbacks"), dict_of(model).get("fallbacks"))
 
 
 def _check_target(place: Place, entry: dict[str, Any], tray: Tray) -> None:
@@ -207,11 +187,11 @@ def _check_target(place: Place, entry: dict[str, Any], tray: Tray) -> None:
     vendor = None
     with tray.at(*place, "provider"):
         try:
-            vendor, _ = resolve(_text(entry, "provider"), _text(entry, "model"))
+            vendor, _ = resolve(text_of(entry, "provider"), text_of(entry, "model"))
         except UnknownVendorError as exc:
             raise wrong(str(exc)) from None
     with tray.at(*place, "api_base"):
-        _api_base(vendor or VENDORS[DEFAULT_VENDOR], _text(entry, "api_base"))
+        _api_base(vendor or VENDORS[DEFAULT_VENDOR], text_of(entry, "api_base"))
     if vendor and vendor.needs_key and not any(map(entry.get, ("api_base", "api_key", "api_keys"))):
         with tray.at(*place):
             raise wrong(f"has neither api_key nor api_keys nor api_base, and {vendor.name} needs a key")
@@ -222,27 +202,6 @@ def _api_base(vendor: Vendor, given: str | None) -> str | None:
     if vendor.name == ECHO or (given and not vendor.speaks_openai and "://" not in given):
         return None
     return check_url(given, ("http", "https")) if given else vendor.default_api_base
-
-
-def _entries(json: Any) -> Iterator[tuple[Place, dict[str, Any]]]:
-    return ((place, entry) for place, entry in _each(("model_list",), json.get("model_list")) if type(entry) is dict)
-
-
-def _each(place: Place, items: Any) -> Iterator[tuple[Place, Any]]:
-    return (((*place, index), item) for index, item in enumerate(_list(items)))
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if type(value) is dict else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if type(value) is list else []
-
-
-def _text(entry: dict[str, Any], key: str) -> str:
-    value = entry.get(key)
-    return value if type(value) is str else ""
 
 
 def _config(file: ConfigFile, home: Path) -> Config:
@@ -274,15 +233,3 @@ def _model(entry: ModelEntry) -> ModelConfig:
     keys = dict.fromkeys((entry.api_key, *entry.api_keys) if entry.api_key else entry.api_keys)
     options = {name: getattr(entry, name) for name in attrs.fields_dict(UpstreamOptions)}
     return ModelConfig(entry.model_name, model, vendor.name, _api_base(vendor, entry.api_base), tuple(keys), **options)
-
-
-def _warn(config: Config) -> None:
-    """Log what is no mistake but will not work, or not as one may think."""
-    if config.gateway.openai_api.enabled and not config.gateway.openai_api.bearer_tokens:
-        log.warning("gateway.openai_api is enabled without bearer_tokens: every request will be refused")
-    for model in config.model_list:
-        vendor, name = VENDORS[model.vendor], quoted(model.model_name)
-        if not model.is_usable:
-            log.warning("model %s %s", name, model.where)
-        elif not vendor.speaks_openai and vendor.name != ECHO:
-            log.warning("model %s is asked in OpenAI's protocol, not in that of %s", name, vendor.name)

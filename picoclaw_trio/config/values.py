@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 import attrs
 
+from ..errors import Problem
 from .checks import (
     Count,
     Hosts,
@@ -215,6 +216,8 @@ class Config:
     Attributes:
         path: the file it came from; None if there was none.
         home: folder of the gateway's own files.
+        warnings: what will not work, or not as one may think.
+        passed_over: addresses of keys that no part of this gateway reads.
     """
 
     path: Path | None
@@ -223,6 +226,13 @@ class Config:
     agents: AgentsConfig = AgentsConfig()
     model_list: tuple[ModelConfig, ...] = ()
     tools: ToolsConfig = attrs.field(factory=ToolsConfig)
+    warnings: tuple[Problem, ...] = attrs.field(default=(), eq=False)
+    passed_over: tuple[str, ...] = attrs.field(default=(), eq=False)
+
+    @property
+    def file(self) -> Path:
+        """Where the configuration stands, or would."""
+        return self.path or self.home / "config.json"
 
     @property
     def workspace(self) -> Path:

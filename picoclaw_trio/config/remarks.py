@@ -1,0 +1,83 @@
+"""What a configuration that can be used has to tell: what will not work as one may think, and keys that nobody reads.
+
+Theory: none of it keeps the gateway from starting. It is found here and told by whoever has loaded the configuration,
+once the log has its level and its format, which stand in the same file.
+Editing rule: no message repeats a value, but for names of models and vendors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import attrs
+
+from .parts import dict_of, each
+from .strict import Place, quoted
+from .tools import ExecConfig, McpConfig, McpServerConfig, ToolsConfig, WebFetchConfig
+from .values import AgentEntry, AgentsEntry, Config, ConfigFile, DefaultsEntry, GatewayConfig, ModelChoice
+from .vendors import ECHO, VENDORS
+
+# Shapes in which a key that we do not know belongs to a part of PicoClaw that we lack.
+LENIENT = frozenset(
+    {
+        ConfigFile,
+        GatewayConfig,
+        AgentsEntry,
+        DefaultsEntry,
+        AgentEntry,
+        ModelChoice,
+        ToolsConfig,
+        ExecConfig,
+        WebFetchConfig,
+        McpConfig,
+        McpServerConfig,
+    }
+)
+
+
+def find_passed_over(value: Any, hint: Any = ConfigFile, place: Place = ()) -> Iterator[tuple[Place, type]]:
+    """The place of each key of JSON that loads although nobody reads it, and the shape that it is not in.
+
+    Arguments:
+        value: JSON that has passed as a *hint*.
+    """
+    parts = get_args(hint)
+    if get_origin(hint) is tuple:
+        for inner, item in each(place, value):
+            yield from find_passed_over(item, parts[0], inner)
+    elif get_origin(hint) is Mapping:
+        for key, item in dict_of(value).items():
+            yield from find_passed_over(item, parts[1], (*place, key))
+    elif get_origin(hint) is Annotated:
+        yield from find_passed_over(value, parts[0], place)
+    elif attrs.has(hint):
+        hints = get_type_hints(hint, include_extras=True)
+        for key, item in dict_of(value).items():
+            if key in hints:
+                yield from find_passed_over(item, hints[key], (*place, key))
+            elif hint in LENIENT and not key.startswith("_"):
+                yield (*place, key), hint
+
+
+def find_warnings(config: Config) -> Iterator[tuple[Place, str]]:
+    """What is no mistake but will not work, or not as one may think."""
+    yield from _of_the_endpoint(config)
+    yield from _of_models(config)
+
+
+def _of_the_endpoint(config: Config) -> Iterator[tuple[Place, str]]:
+    place, api = ("gateway", "openai_api"), config.gateway.openai_api
+    if not api.enabled:
+        yield (*place, "enabled"), "the OpenAI API is off: set it to true, and list a token in bearer_tokens"
+    elif not api.bearer_tokens:
+        yield (*place, "bearer_tokens"), "is empty, so every request will be refused"
+
+
+def _of_models(config: Config) -> Iterator[tuple[Place, str]]:
+    for index, model in enumerate(config.model_list):
+        place, vendor, name = ("model_list", index), VENDORS[model.vendor], quoted(model.model_name)
+        if not model.is_usable:
+            yield place, f"{name} {model.where}"
+        elif not vendor.speaks_openai and vendor.name != ECHO:
+            yield place, f"{name} is asked in OpenAI's protocol, not in that of {vendor.name}"
