@@ -273,10 +273,18 @@ def config() -> None:
 
 @config.command()
 def check() -> None:
-    """Tell every problem of the configuration, or that there is none."""
+    """Tell every problem of the configuration, or that there is none, and what may not be meant."""
     with _failures_told():
         loaded = _load()
-        click.echo(f"{loaded.path or 'no configuration file, only defaults'}: fine")
+        from .visible import visible
+
+        count = len(loaded.warnings)
+        verdict = f"can be used, with {count} warning{'' if count == 1 else 's'}" if count else "fine"
+        click.echo(f"{loaded.path or 'no configuration file, only defaults'}: {verdict}")
+        for warning in loaded.warnings:
+            click.echo(visible(f"  warning: {warning}"))
+        if loaded.passed_over:
+            click.echo(visible(f"  passed over, of other parts of PicoClaw: {', '.join(loaded.passed_over)}"))
 
 
 def _load() -> Config:

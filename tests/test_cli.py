@@ -169,6 +169,21 @@ async def test_config_check_says_fine(tmp_path: Path) -> None:
     assert (0, f"{path}: fine\n", "") == (ran.status, ran.out, ran.err)
 
 
+async def test_config_check_tells_what_may_not_be_meant_and_what_is_passed_over(tmp_path: Path) -> None:
+    config = make_config(gateway={"hosts": "*"})
+    path = write_config(tmp_path, {**config, "channels": {}, "tools": {"cron": {}, "max_paralel": 1}})
+
+    ran = await run(tmp_path, "config", "check")
+
+    assert (0, "") == (ran.status, ran.err)
+    assert [
+        f"{path}: can be used, with 2 warnings",
+        '  warning: $.gateway.hosts: is not a known key, and is passed over; did you mean "host"?',
+        '  warning: $.tools.max_paralel: is not a known key, and is passed over; did you mean "max_parallel"?',
+        "  passed over, of other parts of PicoClaw: $.channels, $.tools.cron",
+    ] == ran.out.splitlines()
+
+
 async def test_config_check_says_so_where_there_is_no_file(tmp_path: Path) -> None:
     ran = await run(tmp_path, "config", "check")
 

@@ -394,6 +394,65 @@ def test_parts_of_picoclaw_that_we_lack_are_passed_over(tmp_path: Path) -> None:
     ) == config.passed_over
 
 
+@pytest.mark.parametrize(
+    ("json", "address", "near"),
+    [
+        ({"gateway": {"hosts": "*"}}, "$.gateway.hosts", "host"),
+        ({"gateway": {"Port": 1}}, "$.gateway.Port", "port"),
+        ({"model_lists": []}, "$.model_lists", "model_list"),
+        ({"agents": {"defaults": {"modelname": "m"}}}, "$.agents.defaults.modelname", "model_name"),
+        ({"agents": {"list": [{"defualt": True}]}}, "$.agents.list[0].defualt", "default"),
+        ({"tools": {"max_paralel": 1}}, "$.tools.max_paralel", "max_parallel"),
+    ],
+)
+def test_key_that_is_nearly_a_known_one_loads_with_a_warning(
+    tmp_path: Path, json: dict[str, Any], address: str, near: str
+) -> None:
+    config = load(tmp_path, {**models(ECHO), **json})
+    (warning,) = [warning for warning in config.warnings if warning.address == address]
+    assert f'is not a known key, and is passed over; did you mean "{near}"?' == warning.message
+    assert () == config.passed_over
+
+
+def test_no_key_of_picoclaws_own_is_taken_for_a_slip(tmp_path: Path) -> None:
+    keys = "image_model image_model_fallbacks context_manager max_parallel_turns summarize_token_percent light_model"
+    parts = "session channels channel_list bindings providers events hooks skills voice heartbeat isolation devices"
+    tools = {
+        **dict.fromkeys(("web", "cron", "skills", "spawn", "read_file", "allow_read_paths")),
+        "exec": {"timeout_seconds": 60, "enabled": True},
+        "web_fetch": {"private_host_whitelist": [], "fetch_limit_bytes": 1},
+    }
+    config = load(
+        tmp_path,
+        {
+            **models(ECHO),
+            **ON,
+            **dict.fromkeys(parts.split()),
+            "agents": {"defaults": dict.fromkeys(keys.split(), 1)},
+            "tools": tools,
+        },
+    )
+    assert [] == warnings(config)
+    assert 12 + 6 + 6 + 4 == len(config.passed_over)
+
+
+def test_endpoint_without_a_model_loads_with_a_warning(tmp_path: Path) -> None:
+    expected = ["$.model_list: is empty, so there is no model that could answer"]
+    assert expected == warnings(load(tmp_path, ON))
+
+
+def test_alias_that_names_nothing_since_there_are_no_models_is_told(tmp_path: Path) -> None:
+    config = load(tmp_path, {**ON, "agents": {"defaults": {"model": "m"}}})
+    assert '$.agents.defaults.model: "m" names nothing, since model_list is empty' in warnings(config)
+
+
+def test_models_of_picoclaws_first_versions_are_told_with_what_to_do(tmp_path: Path) -> None:
+    config = load(tmp_path, {"providers": {"openai": {"api_key": MARKER}}})
+    (warning,) = [warning for warning in config.warnings if warning.address == "$.providers"]
+    assert "a newer PicoClaw makes model_list of it" in warning.message
+    assert [] == warnings(load(tmp_path, {"providers": {"openai": {}}, **models(ECHO), **ON}))
+
+
 def test_loading_logs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """How to log stands in what is loaded."""
     caplog.set_level(logging.DEBUG)

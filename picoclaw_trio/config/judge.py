@@ -20,7 +20,7 @@ from cattrs import Converter
 from ..errors import ConfigError, Problem
 from .checks import Name, check_url
 from .models import ModelConfig, ModelEntry, UpstreamOptions
-from .parts import dict_of, each, entries, list_of, text_of
+from .parts import dict_of, entries, list_of, references, text_of
 from .remarks import LENIENT, find_passed_over, find_warnings
 from .secret import Secret
 from .security_file import apply_security_file
@@ -102,8 +102,8 @@ def _judge(json: dict[str, Any], path: Path, environ: Mapping[str, str]) -> Conf
     config = _config(file, config_home(environ))
     return attrs.evolve(
         config,
-        warnings=tuple(_problems(find_warnings(config), json, origins)),
-        passed_over=tuple(address(place) for place, _ in find_passed_over(json)),
+        warnings=tuple(_problems(find_warnings(json, config), json, origins)),
+        passed_over=tuple(address(place) for place, near in find_passed_over(json) if near is None),
     )
 
 
@@ -161,25 +161,10 @@ def _path(value: Any) -> str:
 def _check_aliases(json: Any, tray: Tray) -> None:
     """Whatever names an alias must name one that there is."""
     aliases = dict.fromkeys(name for _, entry in entries(json) if (name := text_of(entry, "model_name")))
-    for place, name in _references(json) if aliases else ():
+    for place, name in references(json) if aliases else ():
         if isinstance(name, str) and name and name not in aliases:
             with tray.at(*place):
                 raise wrong(f"{quoted(name)} is not a model_name of model_list{did_you_mean(name, aliases)}")
-
-
-def _references(json: Any) -> Iterator[tuple[Place, Any]]:
-    for place, entry in entries(json):
-        yield from each((*place, "fallbacks"), entry.get("fallbacks"))
-    agents = dict_of(json.get("agents"))
-    defaults = dict_of(agents.get("defaults"))
-    key = "model_name" if defaults.get("model_name") else "model"
-    yield ("agents", "defaults", key), defaults.get(key)
-    yield from each(("agents", "defaults", "model_fallbacks"), defaults.get("model_fallbacks"))
-    for place, agent in each(("agents", "list"), agents.get("list")):
-        model = dict_of(agent).get("model")
-        yield (*place, "model"), model
-        yield (*place, "model", "primary"), dict_of(model).get("primary")
-        yield from each((*place, "model", "fallbacks"), dict_of(model).get("fallbacks"))
 
 
 def _check_target(place: Place, entry: dict[str, Any], tray: Tray) -> None:

@@ -32,3 +32,19 @@ def list_of(value: Any) -> list[Any]:
 def text_of(entry: dict[str, Any], key: str) -> str:
     value = entry.get(key)
     return value if type(value) is str else ""
+
+
+def references(json: Any) -> Iterator[tuple[Place, Any]]:
+    """Whatever is to name an alias, and its place."""
+    for place, entry in entries(json):
+        yield from each((*place, "fallbacks"), entry.get("fallbacks"))
+    agents = dict_of(json.get("agents"))
+    defaults = dict_of(agents.get("defaults"))
+    key = "model_name" if defaults.get("model_name") else "model"
+    yield ("agents", "defaults", key), defaults.get(key)
+    yield from each(("agents", "defaults", "model_fallbacks"), defaults.get("model_fallbacks"))
+    for place, agent in each(("agents", "list"), agents.get("list")):
+        model = dict_of(agent).get("model")
+        yield (*place, "model"), model
+        yield (*place, "model", "primary"), dict_of(model).get("primary")
+        yield from each((*place, "model", "fallbacks"), dict_of(model).get("fallbacks"))

@@ -7,12 +7,14 @@ Editing rule: no message repeats a value, but for names of models and vendors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import attrs
 
-from .parts import dict_of, each
+from .parts import dict_of, each, references
 from .strict import Place, quoted
 from .tools import ExecConfig, McpConfig, McpServerConfig, ToolsConfig, WebFetchConfig
 from .values import AgentEntry, AgentsEntry, Config, ConfigFile, DefaultsEntry, GatewayConfig, ModelChoice
@@ -36,8 +38,14 @@ LENIENT = frozenset(
 )
 
 
-def find_passed_over(value: Any, hint: Any = ConfigFile, place: Place = ()) -> Iterator[tuple[Place, type]]:
-    """The place of each key of JSON that loads although nobody reads it, and the shape that it is not in.
+# What PicoClaw calls its own, and is no slip of the pen.
+NO_SLIPS = frozenset({"image_model_fallbacks"})
+# Above it no other key of PicoClaw's is like one of ours: its "timeout_seconds", our "max_cpu_seconds".
+LIKENESS = 0.75
+
+
+def find_passed_over(value: Any, hint: Any = ConfigFile, place: Place = ()) -> Iterator[tuple[Place, str | None]]:
+    """The place of each key of JSON that loads although nobody reads it, and the known one that it is nearly like.
 
     Arguments:
         value: JSON that has passed as a *hint*.
@@ -52,17 +60,32 @@ def find_passed_over(value: Any, hint: Any = ConfigFile, place: Place = ()) -> I
     elif get_origin(hint) is Annotated:
         yield from find_passed_over(value, parts[0], place)
     elif attrs.has(hint):
-        hints = get_type_hints(hint, include_extras=True)
+        hints = _hints(hint)
         for key, item in dict_of(value).items():
             if key in hints:
                 yield from find_passed_over(item, hints[key], (*place, key))
             elif hint in LENIENT and not key.startswith("_"):
-                yield (*place, key), hint
+                yield (*place, key), _near(key, hints)
 
 
-def find_warnings(config: Config) -> Iterator[tuple[Place, str]]:
-    """What is no mistake but will not work, or not as one may think."""
+@cache
+def _hints(shape: type) -> dict[str, Any]:
+    return get_type_hints(shape, include_extras=True)
+
+
+def _near(key: str, known: Iterable[str]) -> str | None:
+    found = () if key in NO_SLIPS else difflib.get_close_matches(key[:100].lower(), known, n=1, cutoff=LIKENESS)
+    return next(iter(found), None)
+
+
+def find_warnings(json: dict[str, Any], config: Config) -> Iterator[tuple[Place, str]]:
+    """What is no mistake but will not work, or not as one may think; *json* is what *config* was made of."""
+    for place, near in find_passed_over(json):
+        if near is not None:
+            yield place, f"is not a known key, and is passed over; did you mean {quoted(near)}?"
     yield from _of_the_endpoint(config)
+    if not config.model_list:
+        yield from _of_no_models(json, config)
     yield from _of_models(config)
 
 
@@ -72,6 +95,20 @@ def _of_the_endpoint(config: Config) -> Iterator[tuple[Place, str]]:
         yield (*place, "enabled"), "the OpenAI API is off: set it to true, and list a token in bearer_tokens"
     elif not api.bearer_tokens:
         yield (*place, "bearer_tokens"), "is empty, so every request will be refused"
+
+
+def _of_no_models(json: dict[str, Any], config: Config) -> Iterator[tuple[Place, str]]:
+    if json.get("providers"):
+        yield (
+            ("providers",),
+            "is how PicoClaw's first versions name models, and is not read: a newer PicoClaw makes model_list of it "
+            "when it starts, or write your models there by hand",
+        )
+    if config.gateway.openai_api.enabled:
+        yield ("model_list",), "is empty, so there is no model that could answer"
+    for place, name in references(json):
+        if isinstance(name, str) and name:
+            yield place, f"{quoted(name)} names nothing, since model_list is empty"
 
 
 def _of_models(config: Config) -> Iterator[tuple[Place, str]]:

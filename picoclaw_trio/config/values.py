@@ -217,7 +217,7 @@ class Config:
         path: the file it came from; None if there was none.
         home: folder of the gateway's own files.
         warnings: what will not work, or not as one may think.
-        passed_over: addresses of keys that no part of this gateway reads.
+        passed_over: addresses of keys that no part of this gateway reads and that are like none of its own.
     """
 
     path: Path | None
