@@ -168,8 +168,26 @@ def test_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
     assert 7 == load(tmp_path, b'\xef\xbb\xbf{"gateway": {"port": 7}}').gateway.port
 
 
-def test_last_of_equal_keys_counts(tmp_path: Path) -> None:
-    assert 2 == load(tmp_path, b'{"gateway": {"port": 1, "port": 2}}').gateway.port
+def test_key_that_stands_twice_is_refused_with_its_address_beside_all_other_problems(tmp_path: Path) -> None:
+    content = b"""{"model_list": [], "gateway": {"port": 1, "port": "2"},
+        "agents": {"list": [{}, {"id": "a", "id": "b", "id": "c"}]}, "model_list": [], "channels": {"x": 1, "x": 2}}"""
+    twice = "stands twice in its object"
+    assert [
+        ("$.model_list", twice),
+        ("$.gateway.port", twice),
+        ("$.gateway.port", "expected a whole number, not a string"),
+        ("$.agents.list[1].id", twice),
+        ("$.channels.x", twice),
+    ] == problems(tmp_path, content)
+
+
+def test_comments_of_one_object_may_be_several(tmp_path: Path) -> None:
+    assert 2 == load(tmp_path, b'{"gateway": {"_comment": "a", "port": 2, "_comment": "b"}}').gateway.port
+
+
+def test_file_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    content = b'{"channels": ' + b"[" * 1010 + b"]" * 1010 + b"}"
+    assert [("$", "is nested too deeply")] == problems(tmp_path, content)
 
 
 def test_folder_in_place_of_the_file_is_refused(tmp_path: Path) -> None:

@@ -72,21 +72,22 @@ def load_config(environ: Mapping[str, str] = os.environ, *, may_lack: bool = Fal
     """
     path = config_path(environ)
     try:
-        json = read_json(path)
+        json, doubled = read_json(path)
     except FileNotFoundError:
         if environ.get("PICOCLAW_CONFIG", "").strip() and not may_lack:
             raise ConfigError(str(path), (Problem("PICOCLAW_CONFIG", "names a file that does not exist"),)) from None
-        return _judge({}, path, environ)
+        return _judge({}, (), path, environ)
     except Wrong as exc:
         raise ConfigError(str(path), tuple(Problem(address(place), text) for place, text in exc.found)) from None
-    return attrs.evolve(_judge(json, path, environ), path=path)
+    return attrs.evolve(_judge(json, doubled, path, environ), path=path)
 
 
-def _judge(json: dict[str, Any], path: Path, environ: Mapping[str, str]) -> Config:
+def _judge(json: dict[str, Any], doubled: Iterable[Place], path: Path, environ: Mapping[str, str]) -> Config:
     origins, problems = apply_variables(json, environ)
     keys, more = apply_security_file(json, path)
     origins, problems = origins | keys, problems + more
     tray = Tray()
+    tray.found += [(place, "stands twice in its object") for place in doubled]
     file = None
     with tray.at():
         file = _converter(path.parent, environ).structure(json, ConfigFile)

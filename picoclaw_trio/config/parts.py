@@ -5,7 +5,9 @@ Editing rule: what is wrong with a value is told elsewhere, once.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from json import JSONDecoder
 from typing import Any
 
 from .strict import Place
@@ -48,3 +50,37 @@ def references(json: Any) -> Iterator[tuple[Place, Any]]:
         yield (*place, "model"), model
         yield (*place, "model", "primary"), dict_of(model).get("primary")
         yield from each((*place, "model", "fallbacks"), dict_of(model).get("fallbacks"))
+
+
+def doubled_keys(text: str) -> list[Place]:
+    """The place of each key of a JSON text that stands twice in its object; one that begins with ``_`` may.
+
+    orjson keeps the last of two equal keys and says nothing, so all keys are read a second time.
+
+    Raises:
+        RecursionError: it is nested too deeply.
+    """
+    doubled: dict[int, list[str]] = {}  # {id of an object: its keys}; all objects live until they have been looked for
+    objects = []
+
+    def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) != len(pairs):
+            counts = Counter(key for key, _ in pairs)
+            doubled[id(value)] = [key for key, count in counts.items() if count > 1 and not key.startswith("_")]
+            objects.append(value)
+        return value
+
+    json = JSONDecoder(object_pairs_hook=note).decode(text)
+    return [(*place, key) for place, value in _walk(json) for key in doubled.get(id(value), ())] if doubled else []
+
+
+def _walk(json: Any) -> Iterator[tuple[Place, Any]]:
+    """Every object and list in *json*, and its place; those around others first."""
+    waiting: list[tuple[Place, Any]] = [((), json)]
+    while waiting:
+        place, value = waiting.pop()
+        if isinstance(value, dict | list):
+            yield place, value
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            waiting += [((*place, key), item) for key, item in items]

@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 
 from ..errors import ConfigError, Problem
+from .parts import doubled_keys
 from .secret import Secret
 from .strict import Place, Wrong, expect, wrong
 
@@ -44,8 +45,10 @@ def expand(path: str, environ: Mapping[str, str]) -> Path:
     return Path(environ.get("HOME") or os.path.expanduser("~"), rest) if first == "~" else Path(path)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file of JSON; a byte order mark is passed over, and of two equal keys the last one counts.
+def read_json(path: Path) -> tuple[dict[str, Any], list[Place]]:
+    """The object in a file of JSON, and the places of the keys in it that stand twice in their object.
+
+    A byte order mark is passed over. A key that begins with ``_`` is a comment, and may stand as often as it likes.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -55,7 +58,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if not text.strip():
         raise wrong("is empty; a configuration holds at least {}")
     try:
-        return expect(dict, orjson.loads(text))
+        return expect(dict, orjson.loads(text)), doubled_keys(text)
+    except RecursionError:
+        raise wrong("is nested too deeply") from None
     except orjson.JSONDecodeError as exc:
         # Not "from exc": the exception holds the whole text, and its secrets.
         raise wrong(f"is not JSON: {exc.msg} in line {exc.lineno}, column {exc.colno}") from None
