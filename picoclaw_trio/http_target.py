@@ -60,7 +60,7 @@ async def ask_http(pool: ConnectionPool, target: Target, request: UpstreamReques
     Cancellation: the connection is closed at once.
     """
     if target.base is None:
-        raise UpstreamError("unsupported", f"'{target.vendor}' has no OpenAI-compatible address; set api_base")
+        raise UpstreamError("unsupported", f"'{target.vendor}' cannot be asked without an api_base or a key")
     url, headers = _prepare(target)
     timeout = target.request_timeout
     connect = min(CONNECT_TIMEOUT, timeout)

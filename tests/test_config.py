@@ -719,6 +719,28 @@ def test_foreign_vendor_without_an_address_loads_with_a_warning(tmp_path: Path) 
     assert str(config.warnings[1]).startswith('$.model_list[1]: "b" cannot be asked: bedrock speaks its own protocol')
 
 
+@pytest.mark.parametrize("method", ["oauth", "token", "OAuth"])
+def test_entry_that_picoclaw_logs_in_for_loads_with_a_warning(tmp_path: Path, method: str) -> None:
+    entry = {"model_name": "c", "model": "anthropic/claude", "auth_method": method, "api_keys": []}
+    config = load(tmp_path, {**models(ECHO, entry), **ON})
+
+    assert [True, False] == [model.is_usable for model in config.model_list]
+    (warning,) = warnings(config)
+    assert warning.startswith('$.model_list[1]: "c" cannot be asked: it has no key')
+
+
+@pytest.mark.parametrize("more", [{"api_key": "k"}, {"api_base": "http://bridge/v1"}])
+def test_entry_that_picoclaw_logs_in_for_is_asked_where_it_can_be(tmp_path: Path, more: dict[str, object]) -> None:
+    entry = {"model_name": "c", "model": "anthropic/claude", "auth_method": "oauth", **more}
+    config = load(tmp_path, {**models(entry), **ON})
+    assert ([True], []) == ([model.is_usable for model in config.model_list], warnings(config))
+
+
+def test_entry_without_a_key_and_a_login_is_refused(tmp_path: Path) -> None:
+    entry = {"model_name": "c", "model": "anthropic/claude", "auth_method": "api_key"}
+    assert ["$.model_list[0]"] == addresses(tmp_path, models(entry))
+
+
 def test_foreign_vendor_with_an_address_is_asked_in_openais_protocol(tmp_path: Path) -> None:
     entry = {"model_name": "g", "model": "gemini/gemini-3", "api_base": "http://bridge/v1"}
     config = load(tmp_path, {**models(entry), **ON})

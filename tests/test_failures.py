@@ -389,9 +389,9 @@ async def test_address_where_nobody_listens_is_bad_gateway(tmp_path: Path) -> No
     assert "127.0.0.1" not in check_error(answer, 502, "upstream_error", type="server_error")
 
 
-async def test_vendor_whose_protocol_is_not_spoken_is_bad_gateway(tmp_path: Path) -> None:
-    row = {"model_name": "one", "model": "bedrock/claude", "api_key": "k"}
-    async with serving(tmp_path, make_config(row)) as (_, client):
+@pytest.mark.parametrize("row", [{"model": "bedrock/m", "api_key": "k"}, {"model": "claude/m", "auth_method": "oauth"}])
+async def test_entry_that_cannot_be_asked_is_bad_gateway(row: dict[str, str], tmp_path: Path) -> None:
+    async with serving(tmp_path, make_config({"model_name": "one", **row})) as (_, client):
         answer = await client.post(PATH, json=ask())
 
     check_error(answer, 502, "upstream_unsupported", type="server_error", x_should_retry="false")

@@ -56,6 +56,8 @@ UNUSED_MODEL_KEYS = (
     "tool_schema_transform",
     "workspace",
 )
+# Values of auth_method for which PicoClaw has the credentials elsewhere, from a login.
+LOGINS = ("oauth", "token")
 
 
 def load_config(environ: Mapping[str, str] = os.environ, *, may_lack: bool = False) -> Config:
@@ -178,9 +180,14 @@ def _check_target(place: Place, entry: dict[str, Any], tray: Tray) -> None:
             raise wrong(str(exc)) from None
     with tray.at(*place, "api_base"):
         _api_base(vendor or VENDORS[DEFAULT_VENDOR], text_of(entry, "api_base"))
-    if vendor and vendor.needs_key and not any(map(entry.get, ("api_base", "api_key", "api_keys"))):
+    has_login = text_of(entry, "auth_method").lower() in LOGINS
+    if vendor and _lacks_key(vendor, *map(entry.get, ("api_base", "api_key", "api_keys"))) and not has_login:
         with tray.at(*place):
             raise wrong(f"has neither api_key nor api_keys nor api_base, and {vendor.name} needs a key")
+
+
+def _lacks_key(vendor: Vendor, *given: object) -> bool:
+    return vendor.needs_key and not any(given)
 
 
 def _api_base(vendor: Vendor, given: str | None) -> str | None:
@@ -218,4 +225,5 @@ def _model(entry: ModelEntry) -> ModelConfig:
     vendor, model = resolve(entry.provider, entry.model)
     keys = dict.fromkeys((entry.api_key, *entry.api_keys) if entry.api_key else entry.api_keys)
     options = {name: getattr(entry, name) for name in attrs.fields_dict(UpstreamOptions)}
-    return ModelConfig(entry.model_name, model, vendor.name, _api_base(vendor, entry.api_base), tuple(keys), **options)
+    base = None if _lacks_key(vendor, entry.api_base, keys) else _api_base(vendor, entry.api_base)
+    return ModelConfig(entry.model_name, model, vendor.name, base, tuple(keys), **options)

@@ -25,11 +25,15 @@ from .checks import (
     zero_means,
 )
 from .secret import Secret
-from .vendors import ECHO
+from .vendors import ECHO, VENDORS
 
 DEFAULT_REQUEST_TIMEOUT = 120.0
-NOT_USABLE = (
+NO_PROTOCOL = (
     "cannot be asked: {vendor} speaks its own protocol; api_base may name a gateway in front of it that speaks OpenAI's"
+)
+NO_KEY = (
+    "cannot be asked: it has no key, and this gateway does not log in to {vendor} as PicoClaw does for its "
+    "auth_method; give it an api_key"
 )
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -80,7 +84,8 @@ class ModelConfig(UpstreamOptions):
         model: the id as the upstream knows it.
         vendor: canonical name of the vendor, e.g. ``openai``.
         api_base: address in front of ``/chat/completions``, without a slash at its end. None for ``echo``, and where
-            the vendor speaks only a protocol of its own: such a target is not ``is_usable``.
+            the vendor speaks only a protocol of its own or wants a key that is not there: such a target is not
+            ``is_usable``.
         api_keys: may be empty, then no ``Authorization`` is sent.
     """
 
@@ -98,5 +103,5 @@ class ModelConfig(UpstreamOptions):
     def where(self) -> str:
         """Where it is asked, or why it cannot be, for people."""
         if not self.is_usable:
-            return NOT_USABLE.format(vendor=self.vendor)
+            return (NO_KEY if VENDORS[self.vendor].speaks_openai else NO_PROTOCOL).format(vendor=self.vendor)
         return self.api_base or "in process"
