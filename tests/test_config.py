@@ -736,6 +736,24 @@ def test_entry_that_picoclaw_logs_in_for_is_asked_where_it_can_be(tmp_path: Path
     assert ([True], []) == ([model.is_usable for model in config.model_list], warnings(config))
 
 
+@pytest.mark.parametrize("end", ["/chat/completions", "/chat/completions/"])
+def test_api_base_that_is_the_endpoint_itself_is_refused(tmp_path: Path, end: str) -> None:
+    expected = "must end before /chat/completions, which the gateway adds"
+    assert [("$.model_list[0].api_base", expected)] == problems(tmp_path, models(target(api_base=f"http://x/v1{end}")))
+
+
+def test_fallback_of_an_entry_to_itself_loads_with_a_warning(tmp_path: Path) -> None:
+    config = load(tmp_path, {**models(target(fallbacks=["echo", "m"]), ECHO), **ON})
+    assert ["$.model_list[0].fallbacks[1]"] == [warning.address for warning in config.warnings]
+
+
+def test_second_default_agent_loads_with_a_warning(tmp_path: Path) -> None:
+    agents = [{"id": "a"}, {"id": "b", "default": True}, {"id": "c", "default": True}]
+    config = load(tmp_path, {**models(ECHO), **ON, "agents": {"list": agents}})
+    assert "b" == config.default_agent.id
+    assert ["$.agents.list[2].default: counts for nothing: $.agents.list[1] is the default agent"] == warnings(config)
+
+
 def test_entry_without_a_key_and_a_login_is_refused(tmp_path: Path) -> None:
     entry = {"model_name": "c", "model": "anthropic/claude", "auth_method": "api_key"}
     assert ["$.model_list[0]"] == addresses(tmp_path, models(entry))

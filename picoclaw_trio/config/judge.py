@@ -56,6 +56,7 @@ UNUSED_MODEL_KEYS = (
     "tool_schema_transform",
     "workspace",
 )
+ENDPOINT = "/chat/completions"
 # Values of auth_method for which PicoClaw has the credentials elsewhere, from a login.
 LOGINS = ("oauth", "token")
 
@@ -194,7 +195,14 @@ def _api_base(vendor: Vendor, given: str | None) -> str | None:
     # A vendor with a protocol of its own may have a region or a bare host there, which is no address for us.
     if vendor.name == ECHO or (given and not vendor.speaks_openai and "://" not in given):
         return None
-    return check_url(given, ("http", "https")) if given else vendor.default_api_base
+    return _check_base(given) if given else vendor.default_api_base
+
+
+def _check_base(given: str) -> str:
+    base = check_url(given, ("http", "https"))
+    if base.endswith(ENDPOINT):
+        raise wrong(f"must end before {ENDPOINT}, which the gateway adds")
+    return base
 
 
 def _config(file: ConfigFile, home: Path) -> Config:

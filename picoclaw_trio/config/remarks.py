@@ -87,6 +87,7 @@ def find_warnings(json: dict[str, Any], config: Config) -> Iterator[tuple[Place,
     if not config.model_list:
         yield from _of_no_models(json, config)
     yield from _of_models(config)
+    yield from _of_agents(config)
 
 
 def _of_the_endpoint(config: Config) -> Iterator[tuple[Place, str]]:
@@ -114,7 +115,19 @@ def _of_no_models(json: dict[str, Any], config: Config) -> Iterator[tuple[Place,
 def _of_models(config: Config) -> Iterator[tuple[Place, str]]:
     for index, model in enumerate(config.model_list):
         place, vendor, name = ("model_list", index), VENDORS[model.vendor], quoted(model.model_name)
+        if model.model_name in model.fallbacks:
+            inner = (*place, "fallbacks", model.fallbacks.index(model.model_name))
+            yield inner, "is the entry's own model_name, and is passed over: entries of one name are tried anyway"
         if not model.is_usable:
             yield place, f"{name} {model.where}"
         elif not vendor.speaks_openai and vendor.name != ECHO:
             yield place, f"{name} is asked in OpenAI's protocol, not in that of {vendor.name}"
+
+
+def _of_agents(config: Config) -> Iterator[tuple[Place, str]]:
+    marked = [index for index, agent in enumerate(config.agents.list) if agent.default]
+    for index in marked[1:]:
+        yield (
+            ("agents", "list", index, "default"),
+            f"counts for nothing: $.agents.list[{marked[0]}] is the default agent",
+        )
