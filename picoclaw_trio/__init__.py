@@ -32,7 +32,12 @@ class _LazyApp:
         return self._built
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        await self._get()(scope, receive, send)
+        if "trio" in sys.modules and sys.modules["trio"].lowlevel.in_trio_run():
+            await self._get()(scope, receive, send)
+        else:
+            from .opening import refuse_loop
+
+            await refuse_loop(scope, receive, send)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._get(), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
@@ -22,6 +23,7 @@ from harness import (
     Kind,
     Server,
     ask,
+    command,
     entry,
     make_config,
     make_environment,
@@ -30,6 +32,7 @@ from harness import (
 )
 from serving import PATH, wait_until
 
+from picoclaw_trio import app
 from picoclaw_trio.config import load_config
 from picoclaw_trio.echo import LABEL
 
@@ -157,6 +160,33 @@ async def test_hypercorn_without_a_configuration_serves_with_the_endpoint_off(wo
     assert workers == len(lines)
     assert "bearer_tokens" in lines[0]
     assert str(tmp_path / ".picoclaw" / "config.json") in lines[0]
+
+
+async def test_hypercorn_without_its_trio_worker_does_not_start_and_says_why(tmp_path: Path) -> None:
+    words = [word for word in command("hypercorn") if word not in ("--worker-class", "trio")]
+    with trio.fail_after(START_TIMEOUT):
+        done = await trio.run_process(
+            words, check=False, capture_stderr=True, env=make_environment(tmp_path), cwd=tmp_path
+        )
+
+    first = done.stderr.decode().splitlines()[0]
+    assert "start Hypercorn with --worker-class trio" in first
+    assert b"Running on" not in done.stderr
+
+
+def test_request_on_another_event_loop_is_an_error_that_says_so() -> None:
+    """A server may go on where the application has not started."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(app({"type": "http"}, send, send))  # type: ignore[arg-type]  # that is all it looks at
+    start, end = sent
+    assert (500, b"application/json") == (start["status"], dict(start["headers"])[b"content-type"])
+    error = json.loads(end["body"])["error"]
+    assert ("server_error", "wrong_event_loop") == (error["type"], error["code"])
+    assert "--worker-class trio" in error["message"]
 
 
 # A configuration that is there
