@@ -27,6 +27,7 @@ async def answer_to_the_end(
     nursery: trio.Nursery,
     *,
     keep_text: bool = True,
+    on_chosen: Callable[[str], None] = nothing,
     on_begun: Callable[[], None] = nothing,
 ) -> Reply:
     """Like ``answer``, but once the turn has begun a cancellation ends only the listening: it goes on in *nursery*.
@@ -50,7 +51,9 @@ async def answer_to_the_end(
 
         with send:
             try:
-                reply = await answer(gateway, request, caller, give, keep_text=keep_text, on_begun=note_begun)
+                reply = await answer(
+                    gateway, request, caller, give, keep_text=keep_text, on_chosen=on_chosen, on_begun=note_begun
+                )
                 outcome.append(reply)
             except Exception as exc:
                 if not has_begun.is_set():

@@ -105,7 +105,7 @@ class HttpRequest:
     Attributes:
         id: the request's id, on each line of the log.
         answer_headers: what its answer bears, whatever it is.
-        session, reply: for the record of the request, as soon as they are known.
+        session, alias, reply: for the record of the request, as soon as they are known.
         events: the stream that answers this request, once the view has opened one.
     """
 
@@ -116,6 +116,7 @@ class HttpRequest:
     id: str = ""
     answer_headers: dict[str, str] = attrs.field(factory=dict)
     session: str | None = None
+    alias: str | None = None
     reply: Reply | None = None
     events: EventStream | None = None
 

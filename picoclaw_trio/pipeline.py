@@ -31,7 +31,7 @@ from .wire import ChatRequest
 log = structlog.stdlib.get_logger("picoclaw_trio.pipeline")
 
 
-def nothing() -> None: ...
+def nothing(*_: object) -> None: ...
 
 
 async def answer(
@@ -41,6 +41,7 @@ async def answer(
     emit: Emit,
     *,
     keep_text: bool = True,
+    on_chosen: Callable[[str], None] = nothing,
     on_begun: Callable[[], None] = nothing,
 ) -> Reply:
     """Walk the whole line for one request.
@@ -48,6 +49,7 @@ async def answer(
     Args:
         emit: is given each event of the turn but the last, in order, and may take its time.
         keep_text: False where *emit* is all that wants the text: then a long reply costs no memory.
+        on_chosen: is called with the alias that is to answer.
         on_begun: is called when there is a place for the turn, and its session is free: it need not wait any more.
 
     Raises:
@@ -56,6 +58,7 @@ async def answer(
         record of the alias goes on to disk; of the conversation nothing is kept.
     """
     alias = choose_alias(gateway, request.model, caller)
+    on_chosen(alias)
     async with gateway.admission.turn(caller.holder):
         if not caller.remembers or is_side_task(request.messages):
             on_begun()

@@ -53,8 +53,9 @@ class RequestRecord:
         yield "client", request.client_address
         yield "session", request.session
         yield "retry", request.header(b"x-stainless-retry-count")  # official SDKs count their attempts there
+        yield "model", request.alias if reply is None else reply.alias
         if reply is not None:
-            yield from {"model": reply.alias, "upstream_model": reply.upstream_model}.items()
+            yield "upstream_model", reply.upstream_model
             if reply.usage is not None:
                 yield "prompt_tokens", reply.usage.prompt_tokens
                 yield "completion_tokens", reply.usage.completion_tokens

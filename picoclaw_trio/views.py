@@ -101,14 +101,16 @@ def add_routes(app: GatewayApp) -> None:
         chat = await _decode(await app.read_body(request.body), api.streaming, app.decoding)
         caller = gateway.http_caller(session_name(request, api.session_headers) or chat.user, holder)
 
+        def note_alias(alias: str) -> None:
+            request.alias = alias
+
         async def ask(emit: Emit, on_begun: Callable[[], None] = nothing) -> Reply:
-            keep_text = not chat.stream
+            walk = answer
             if api.on_disconnect == "finish":
-                nursery = app.turns
-                return await answer_to_the_end(
-                    gateway, chat, caller, emit, nursery, keep_text=keep_text, on_begun=on_begun
-                )
-            return await answer(gateway, chat, caller, emit, keep_text=keep_text, on_begun=on_begun)
+                walk = partial(answer_to_the_end, nursery=app.turns)
+            return await walk(
+                gateway, chat, caller, emit, keep_text=not chat.stream, on_chosen=note_alias, on_begun=on_begun
+            )
 
         request.session = caller.session
         if chat.stream:

@@ -137,6 +137,33 @@ async def test_our_key_comes_out_neither_in_the_answer_nor_in_the_log(
     assert ["attempt failed", "request"] == [line["event"] for line in lines]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("on_disconnect", ["cancel", "finish"])
+async def test_line_of_a_failed_or_cancelled_request_names_the_model(
+    on_disconnect: str, stream: bool, tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    upstream.scripts = [answers(500, {}), answers(429, {}), hangs]
+    config = make_config(
+        entry("one", upstream.url, request_timeout=0.3),
+        max_turns=1,
+        max_waiting=0,
+        on_disconnect=on_disconnect,
+        streaming=True,
+    )
+    async with serving(tmp_path, config) as (server, client):
+        with logged() as lines:
+            for _ in range(3):
+                await client.post(PATH, json=ask(stream=stream))
+            async with server.gateway.admission.turn(7):
+                await client.post(PATH, json=ask(stream=stream))
+            with trio.move_on_after(0.1):
+                await client.post(PATH, json=ask(stream=stream))
+            await wait_until(lambda: any(line.get("status") == 499 for line in lines))
+
+    told = [(line["status"], line.get("model")) for line in lines if "status" in line and "path" in line]
+    assert [(502, "one"), (429, "one"), (504, "one"), (503, "one"), (499, "one")] == told
+
+
 @pytest.mark.parametrize("left", range(1, len(SECRET)))
 async def test_key_that_a_cut_has_parted_does_not_come_out_either(
     left: int, tmp_path: Path, upstream: ScriptedUpstream
