@@ -1,4 +1,4 @@
-"""``picoclaw gateway``: sockets, signals, and the order of shutdown.
+"""``picoclaw gateway``: signals, and the order of shutdown.
 
 Theory: Hypercorn serves in this very process. The first signal lets running turns finish within the grace period, a
 second one cuts that short. Whatever keeps the server from starting is raised before anything is served.
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import nullcontext
 from functools import partial
@@ -27,20 +26,13 @@ from .config import Config
 from .errors import GatewayError
 from .gateway import open_gateway
 from .host_worker import LATE
+from .listening import listen
 from .supervisor import Supervisor
 from .web import GatewayApp
 
 log = structlog.stdlib.get_logger("picoclaw_trio.server")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-BACKLOG = 2048
-
-
-class StartError(GatewayError):
-    """The server cannot start: its address is taken, or is none of this machine's."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(500, "server_error", message, code="cannot_start")
 
 
 class FailedError(GatewayError):
@@ -88,39 +80,6 @@ def hypercorn_config(config: Config) -> HypercornConfig:
     hypercorn.shutdown_timeout = config.gateway.grace + hypercorn.shutdown_timeout  # turns without a client go on in it
     hypercorn.errorlog = logging.getLogger("hypercorn.error")
     return hypercorn
-
-
-def listen(hypercorn: HypercornConfig) -> Sockets:
-    """A socket for each address of ``hypercorn.bind``, one for two names of the same.
-
-    Raises:
-        StartError: an address is taken, or is none of this machine's.
-    """
-    sockets: dict[object, list[socket.socket]] = {}
-    for bind in hypercorn.bind:
-        try:
-            address = _resolve(bind)
-            if address not in sockets:
-                sockets[address] = _open_sockets(bind)
-        except OSError as exc:
-            raise StartError(f"cannot serve at {bind}: {exc.strerror or exc}") from exc
-    return Sockets([], [one for opened in sockets.values() for one in opened], [])
-
-
-def _resolve(bind: str) -> object:
-    """The address that Hypercorn will take for *bind*."""
-    host, _, port = bind.rpartition(":")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.getaddrinfo(host.strip("[]"), int(port), family, socket.SOCK_STREAM)[0][4]
-
-
-def _open_sockets(bind: str) -> list[socket.socket]:
-    one = HypercornConfig()
-    one.bind = [bind]
-    sockets: list[socket.socket] = one.create_sockets().insecure_sockets
-    for opened in sockets:
-        opened.listen(BACKLOG)
-    return sockets
 
 
 async def _serve(

@@ -34,7 +34,8 @@ def describe(config: Config) -> Iterator[str]:
     for door, allowed in (("HTTP", config.tools.allow.http), ("local", config.tools.allow.terminal)):
         yield f"{f'tools, {door}:':15}{', '.join(allowed) or 'none'}"
     token = api.bearer_tokens[0].reveal() if api.bearer_tokens else ""
-    for host in gateway.hosts:
+    is_everywhere = "0.0.0.0" in gateway.hosts  # noqa: S104 - read, not bound
+    for host in (host for host in gateway.hosts if not is_everywhere or host != "::"):
         yield from _describe_server(host, gateway.port, token)
 
 

@@ -22,7 +22,8 @@ from hypercorn.trio.run import worker_serve
 
 from picoclaw_trio.config import load_config
 from picoclaw_trio.gateway import Gateway, open_gateway
-from picoclaw_trio.server import hypercorn_config, listen
+from picoclaw_trio.listening import listen
+from picoclaw_trio.server import hypercorn_config
 from picoclaw_trio.web import GatewayApp
 
 TOKEN = "sk-test-token-1"

@@ -341,7 +341,8 @@ def test_header_with_a_secret_or_an_illegal_name_names_no_session(name: str, tmp
     ("host", "hosts"),
     [
         ("localhost", ("localhost",)),
-        ("*", ("0.0.0.0",)),
+        ("*", ("0.0.0.0", "::")),
+        ("*, ::1, *", ("0.0.0.0", "::", "::1")),
         ("::1", ("::1",)),
         ("127.0.0.1, [::1],nas.lan", ("127.0.0.1", "::1", "nas.lan")),
         ("fe80::1%eth0", ("fe80::1%eth0",)),

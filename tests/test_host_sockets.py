@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import socket
@@ -18,9 +19,14 @@ from fakes import open_upstream
 from harness import ask, entry, make_config, open_client, open_server
 from host_client import Client, answer, answering, connect, hello, serving
 from hypercorn.app_wrappers import ASGIWrapper
-from hypercorn.config import Config, Sockets
+from hypercorn.config import Config as HypercornConfig
+from hypercorn.config import Sockets
 from hypercorn.trio.run import worker_serve
 from serving import wait_until
+
+from picoclaw_trio.config import Config, GatewayConfig
+from picoclaw_trio.listening import StartError, listen, open_every_ipv6
+from picoclaw_trio.server import hypercorn_config
 
 # struct tcp_info of Linux: of a connection, packets with data that came in; of a listener, its backlog.
 DATA_SEGMENTS_IN, BACKLOG = 152, 28
@@ -31,6 +37,10 @@ def tcp_info(sock: Any, offset: int) -> int:
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)
     [value] = struct.unpack_from("I", info, offset)
     return int(value)
+
+
+def at(host: str, port: int = 0) -> Config:
+    return Config(None, Path(), GatewayConfig(host=host, port=port))
 
 
 @contextmanager
@@ -55,6 +65,45 @@ async def connect_plain(port: int) -> trio.SocketStream:
         sock.close()
         raise
     return trio.SocketStream(sock)
+
+
+# Listening
+
+
+def greet(family: int, address: str, port: int) -> None:
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.settimeout(5)
+        sock.connect((address, port))
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_all_addresses_are_those_of_ipv4_and_of_ipv6_on_one_port() -> None:
+    sockets = listen(hypercorn_config(at("127.0.0.1, *"))).insecure_sockets
+    try:
+        assert ["127.0.0.1", "0.0.0.0", "::"] == [sock.getsockname()[0] for sock in sockets]
+        _, four, six = [sock.getsockname()[1] for sock in sockets]
+        assert four == six
+        greet(socket.AF_INET, "127.0.0.1", four)
+        greet(socket.AF_INET6, "::1", six)
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+@pytest.mark.parametrize("code", [errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL])
+def test_all_addresses_are_those_of_ipv4_on_a_machine_without_ipv6(code: int) -> None:
+    def make(*_: int) -> socket.socket:
+        raise OSError(code, "no IPv6")
+
+    assert [] == open_every_ipv6(0, make)
+
+
+def test_port_that_is_taken_in_ipv6_alone_is_an_error(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::1", 0))
+        taken.listen()
+        with pytest.raises(StartError, match=r"cannot serve at \[::\]:\d+: "):
+            listen(hypercorn_config(at("*", taken.getsockname()[1])))
 
 
 # Accepting
@@ -86,7 +135,7 @@ async def test_many_are_let_in_with_one_pass_of_the_scheduler() -> None:
 
 
 async def test_backlog_is_raised_though_the_socket_listens_already() -> None:
-    config = Config()
+    config = HypercornConfig()
     config.errorlog = None
     app = ASGIWrapper(cast(Any, hello))
     with socket.create_server(("127.0.0.1", 0), backlog=1) as sock:

@@ -10,6 +10,7 @@ import ipaddress
 import math
 import re
 from collections.abc import Callable
+from itertools import chain
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -65,6 +66,9 @@ def hides(check: Check) -> Check:
 HOST_NAME = re.compile(r"(?!-)(?=.{1,253}\Z)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 
 
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - what "*" asks for
+
+
 def is_host(text: str) -> bool:
     """Whether *text* is a name or an address that a socket could be given; an IPv6 address stands without brackets."""
     try:
@@ -74,9 +78,10 @@ def is_host(text: str) -> bool:
 
 
 def hosts_of(host: str) -> tuple[str, ...]:
-    """``"localhost, [::1]"`` -> ``("localhost", "::1")``; ``*`` is every IPv4 address."""
+    """``"localhost, [::1]"`` -> ``("localhost", "::1")``; ``*`` is every address of IPv4 and of IPv6."""
     parts = (part.strip(" ") for part in host.split(","))
-    return tuple("0.0.0.0" if part == "*" else re.sub(r"^\[(.*)\]$", r"\1", part) for part in parts)  # noqa: S104 - what "*" asks for
+    hosts = (EVERYWHERE if part == "*" else (re.sub(r"^\[(.*)\]$", r"\1", part),) for part in parts)
+    return tuple(dict.fromkeys(chain.from_iterable(hosts)))
 
 
 def check_url(text: str, schemes: tuple[str, ...], *, may_have_user: bool = False) -> str:

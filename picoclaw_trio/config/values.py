@@ -181,7 +181,7 @@ class GatewayConfig:
     """``gateway``: where we listen, what we log, and how long we take to leave.
 
     Attributes:
-        host: name or address, several with commas between them, ``*`` for every IPv4 address; ``hosts`` has them apart.
+        host: name or address, several with commas between them, ``*`` for all; ``hosts`` has them apart.
         port: 0 lets the system choose.
         grace: seconds that running turns get at shutdown.
     """
