@@ -9,13 +9,11 @@ Editing rule: what is served stands in ``views``; here is what holds for every r
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import lru_cache
-from pathlib import Path
 from typing import TypeAlias, cast
 
 import structlog
@@ -25,7 +23,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import MapAdapter
 
 from . import answers, cors, host, host_worker, logs, metrics
-from .config import Config, load_config, security_path
+from .config import Config, Stamp, load_config, stamps_of
 from .errors import ConfigError, GatewayError, InternalError, RequestError
 from .gateway import Gateway
 from .http_messages import Body, Connection, HttpAnswer, HttpRequest
@@ -43,7 +41,6 @@ SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 LoadConfig: TypeAlias = Callable[[], Config]
 OpenGateway: TypeAlias = Callable[[], AbstractAsyncContextManager[Gateway]]
-Stamp: TypeAlias = tuple[int, int, int] | None
 View: TypeAlias = Callable[..., Awaitable[HttpAnswer | None]]
 
 
@@ -153,12 +150,16 @@ class GatewayApp(QuartTrio):
 
     async def _watch_config(self) -> None:
         path = self.gateway.config.path
-        self._read = _stamps(path)
+        self._read = stamps_of(path)
+        is_there = self._read[0] is not None
         while True:
             await trio.sleep(CONFIG_POLL_DELAY)
-            stamps = _stamps(path)
-            if stamps != self._read and stamps[0] is not None:
+            stamps, was_there = stamps_of(path), is_there
+            is_there = stamps[0] is not None
+            if is_there and stamps != self._read:
                 self.reload()
+            elif was_there and not is_there and self._read[0] is not None:  # a reload has told it otherwise
+                log.warning("the configuration file is gone; the configuration in force stays", file=str(path))
 
     def reload(self) -> None:
         """Read the configuration again; requests that have begun keep the one they began with.
@@ -166,7 +167,7 @@ class GatewayApp(QuartTrio):
         A configuration that cannot be used, or is gone, is told in the log, and the one in force stays.
         """
         path = self.gateway.config.path
-        self._read = _stamps(path)
+        self._read = stamps_of(path)
         try:
             config = self._load()
         except ConfigError as exc:
@@ -269,20 +270,6 @@ class GatewayApp(QuartTrio):
     def _check_enabled(self, path: str) -> None:
         if path.startswith(API_PREFIX) and not self.gateway.config.gateway.openai_api.enabled:
             raise _not_found(path, " The OpenAI API is switched off (gateway.openai_api.enabled).")
-
-
-def _stamps(path: Path | None) -> tuple[Stamp, ...]:
-    """Of the configuration at *path*, and of the keys beside it."""
-    return (_stamp(path), _stamp(security_path(path))) if path else (None,)
-
-
-def _stamp(path: Path) -> Stamp:
-    """What changes when a file does; None while there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _preflight(request: HttpRequest) -> HttpAnswer:

@@ -191,6 +191,33 @@ async def test_file_that_is_gone_changes_nothing_until_it_is_back(tmp_path: Path
         assert {200} == await statuses(server, model="new")
 
 
+async def test_file_that_is_written_in_place_with_its_time_set_back_is_read_again(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    """As by ``rsync --times --inplace``."""
+    async with open_server(tmp_path, make_config(entry("old", upstream.url))) as server:
+        file = tmp_path / ".picoclaw" / "config.json"
+        before = file.stat()
+        write_config(tmp_path, make_config(entry("new", upstream.url)))
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        after = file.stat()
+        assert (before.st_ino, before.st_size, before.st_mtime_ns) == (after.st_ino, after.st_size, after.st_mtime_ns)
+        await wait_logged(server, b"configuration reloaded")
+        assert {200} == await statuses(server, model="new")
+
+
+async def test_file_that_has_gone_is_told_once_and_changes_nothing(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    async with open_server(tmp_path, make_config(entry("old", upstream.url))) as server:
+        (tmp_path / ".picoclaw" / "config.json").unlink()
+        await wait_logged(server, b"the configuration file is gone")
+        await trio.sleep(4.5)  # two more looks
+        assert {200} == await statuses(server, model="old")
+
+        write_config(tmp_path, make_config(entry("new", upstream.url)))
+        await wait_logged(server, b"configuration reloaded")
+    assert 1 == server.log.count(b"is gone")
+
+
 async def test_what_needs_a_restart_stays_as_it_was_and_is_told_each_time(
     tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:

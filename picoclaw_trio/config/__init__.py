@@ -3,7 +3,6 @@
 from .judge import load_config
 from .models import ModelConfig
 from .secret import Secret
-from .security_file import security_path
 from .sources import (
     config_home,
     config_path,
@@ -14,6 +13,7 @@ from .sources import (
     make_folders,
     write_new,
 )
+from .stamps import Stamp, stamps_of
 from .tools import Door, ExecConfig, McpConfig, McpServerConfig, ToolsConfig, WebFetchConfig
 from .values import (
     AgentConfig,
@@ -37,6 +37,7 @@ __all__ = [
     "ModelConfig",
     "OpenAIApiConfig",
     "Secret",
+    "Stamp",
     "ToolsConfig",
     "WebFetchConfig",
     "config_home",
@@ -47,6 +48,6 @@ __all__ = [
     "first_config",
     "load_config",
     "make_folders",
-    "security_path",
+    "stamps_of",
     "write_new",
 ]
