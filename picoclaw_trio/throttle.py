@@ -16,6 +16,10 @@ import attrs
 
 from .errors import GatewayError
 
+# Seconds between two lines of the log on one address, and lines in this time on all.
+TELL_DELAY = 60.0
+MAX_TOLD = 100
+
 
 class TooManyFailuresError(GatewayError):
     """This address has sent too many wrong tokens of late."""
@@ -43,6 +47,8 @@ class Throttle:
     max_addresses: int = 10_000
     # {address: (wrong tokens that are held against it, when that was so)}, the least recent first.
     _debts: OrderedDict[str, tuple[float, float]] = attrs.field(factory=OrderedDict, init=False)
+    # {address: when the log had a line of it}, of the last minute, the oldest first.
+    _told: OrderedDict[str, float] = attrs.field(factory=OrderedDict, init=False)
 
     def set_limit(self, per_minute: int) -> None:
         """Take another limit from now on; what an address owes stays, up to what it could owe under the new one."""
@@ -64,6 +70,16 @@ class Throttle:
         debt = self._debt(_group(address), now)
         if debt > self.per_minute - 1:
             raise TooManyFailuresError((debt - self.per_minute + 1) * 60 / self.per_minute)
+
+    def should_tell(self, address: str | None, now: float) -> bool:
+        """Whether the log is to have a line of this address: one a minute, and few of all addresses together."""
+        while self._told and next(iter(self._told.values())) <= now - TELL_DELAY:
+            self._told.popitem(last=False)
+        group = "" if address is None else _group(address)
+        if group in self._told or len(self._told) >= MAX_TOLD:
+            return False
+        self._told[group] = now
+        return True
 
     def note_failure(self, address: str | None, now: float) -> None:
         """Hold a wrong token against *address*."""

@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
+import structlog
 import trio
 from trio.to_thread import run_sync
 
@@ -25,11 +26,14 @@ from .http_messages import HttpAnswer, HttpRequest
 from .pipeline import answer, nothing
 from .replies import Reply
 from .streaming import model_headers, new_heading, stream_answer
+from .throttle import TooManyFailuresError
 from .upstream import Emit, discard
 from .wire import MAX_USER_CHARACTERS, ChatRequest, decode_chat_request
 
 if TYPE_CHECKING:
     from .web import GatewayApp
+
+log = structlog.stdlib.get_logger("picoclaw_trio.views")
 
 OWNER = "picoclaw"
 # Of a body; a larger one is decoded in a thread.
@@ -44,7 +48,12 @@ def authorize(gateway: Gateway, request: HttpRequest) -> Holder:
         TooManyFailuresError: there were too many of these from this address.
     """
     now = trio.current_time()
-    gateway.throttle.check(request.client_address, now)
+    try:
+        gateway.throttle.check(request.client_address, now)
+    except TooManyFailuresError:
+        if gateway.throttle.should_tell(request.client_address, now):
+            log.warning("an address is refused whatever it asks: too many wrong tokens", client=request.client_address)
+        raise
     try:
         return gateway.tokens.check(request.header(b"authorization"))
     except AuthError:

@@ -34,6 +34,7 @@ from harness import (
     serve_here,
     write_config,
 )
+from serving import logged
 
 PATH = "/v1/chat/completions"
 WAIT = 15.0
@@ -326,9 +327,12 @@ async def test_address_that_keeps_sending_wrong_tokens_is_slowed_down(tmp_path: 
     config = make_config(wrong_tokens_per_minute=3)
     async with serve_here(tmp_path, config) as server, open_client(server.url) as client:
         wrong = {"Authorization": "Bearer sk-wrong"}
-        statuses = [(await client.post(PATH, json=ask(), headers=wrong)).status_code for _ in range(4)]
-        right = await client.post(PATH, json=ask())
+        with logged() as lines:
+            statuses = [(await client.post(PATH, json=ask(), headers=wrong)).status_code for _ in range(4)]
+            right = await client.post(PATH, json=ask())
 
+    told = [(line["log_level"], line["client"]) for line in lines if "too many wrong tokens" in line["event"]]
+    assert [("warning", "127.0.0.1")] == told
     assert [401, 401, 401, 429] == statuses
     assert 429 == right.status_code
     assert "too_many_failures" == right.json()["error"]["code"]

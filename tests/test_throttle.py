@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from picoclaw_trio.throttle import Throttle, TooManyFailuresError
+from picoclaw_trio.throttle import MAX_TOLD, Throttle, TooManyFailuresError
 
 
 def fail(throttle: Throttle, address: str, times: int, now: float = 0.0) -> None:
@@ -139,3 +139,13 @@ def test_the_least_recent_is_forgotten_first_after_another_limit_too() -> None:
     throttle.check("192.0.2.1", 0.0)
     with pytest.raises(TooManyFailuresError):
         throttle.check("192.0.2.2", 0.0)
+
+
+def test_address_is_told_once_a_minute_and_few_are_in_all() -> None:
+    throttle, one, other = Throttle(1), "192.0.2.1", "192.0.2.2"
+    asked = ((one, 0), (one, 59.9), (other, 59.9), (one, 60), (one, 61))
+    told = [throttle.should_tell(address, now) for address, now in asked]
+    assert [True, False, True, True, False] == told
+    many = [f"10.0.{number // 256}.{number % 256}" for number in range(1000)]
+    assert MAX_TOLD - 2 == sum(throttle.should_tell(address, 62) for address in many)
+    assert throttle.should_tell(many[-1], 123)
