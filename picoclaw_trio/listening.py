@@ -1,7 +1,8 @@
 """The sockets at which ``picoclaw gateway`` listens.
 
-Theory: Hypercorn makes them, one address at a time, so that a failure names the one that it is about. Its socket for all
-addresses of IPv6 would take those of IPv4 as well; where these have a socket of their own, so has IPv6, at its port.
+Theory: Hypercorn makes them, one address at a time, so that a failure names the one that it is about. Its socket for
+all addresses of IPv6 would take those of IPv4 as well; where these have a socket of their own, so has IPv6, at its
+port.
 Editing rule: nothing here knows the configuration.
 """
 
