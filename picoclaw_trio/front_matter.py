@@ -1,7 +1,6 @@
 """What stands in YAML before the text of ``AGENT.md``: whose prompt it is, and to what it narrows the agent.
 
-Theory: YAML is read without its types, so a value is a text, a list or an object and nothing else: no date, no number
-and no tag can go wrong on the way, and ``name: 007`` stays what was written. Fields of PicoClaw's other parts are
+Theory: YAML is read without its types, so a value is a text, a list or an object. Fields of PicoClaw's other parts are
 passed over. ``tools`` takes permissions away, so wherever it cannot be understood it takes all of them.
 Editing rule: nothing here raises; what is wrong is told to *warn*, and never repeats what stands in the file.
 """
@@ -12,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import attrs
-import yaml
+
+from .plain_yaml import NotYamlError, read_yaml
 
 MAX_FRONT_MATTER_CHARS = 8 * 1024
 MAX_FIELD_CHARS = 1024
@@ -65,19 +65,15 @@ def _read(source: str, warn: Warn) -> FrontMatter | None:
         warn(f"the front matter is longer than {MAX_FRONT_MATTER_CHARS} characters, so no tools are allowed")
         return NO_TOOLS
     try:
-        fields = yaml.load(source, Loader=yaml.BaseLoader)  # noqa: S506 - makes texts, lists and dicts, nothing else
-    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as exc:  # the last two of escapes too large
-        warn(f"the front matter is not YAML{_place(exc)}, so no tools are allowed")
+        fields = read_yaml(source)
+    except NotYamlError as exc:
+        # The line counts from 0 and from the one after the first rule.
+        place = "" if exc.line is None else f" (line {exc.line + 2})"
+        warn(f"the front matter is not YAML{place}, so no tools are allowed")
         return NO_TOOLS
     if fields is None:
         return NOTHING_SAID
     return _front_matter(fields, warn) if isinstance(fields, dict) else None
-
-
-def _place(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    # The mark counts from 0 and from the line after the first rule.
-    return f" (line {mark.line + 2})" if mark is not None else ""
 
 
 def _front_matter(fields: dict[Any, Any], warn: Warn) -> FrontMatter:

@@ -83,14 +83,12 @@ def _read_keys(path: Path, tray: Tray) -> dict[str, Any]:
 
 
 def _read_yaml(text: str) -> dict[str, Any]:
-    import yaml  # here, for most starts need none
+    from ..plain_yaml import NotYamlError, read_yaml  # here, for most starts need none
 
     try:
-        document = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 - makes texts, lists and dicts, nothing else
-    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as exc:  # the last two of escapes too large
-        # Not "from exc": the exception holds the text, and its secrets.
-        mark = getattr(exc, "problem_mark", None)
-        raise wrong(f"is not YAML{f', first in line {mark.line + 1}' if mark else ''}") from None
+        document = read_yaml(text)
+    except NotYamlError as exc:
+        raise wrong(f"is not YAML{'' if exc.line is None else f', first in line {exc.line + 1}'}") from None
     return expect(dict, _given(document) or {})
 
 
