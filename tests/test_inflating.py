@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoclaw_trio.connections.inflating import MAX_PIECE, Inflater
+from picoclaw_trio.connections.inflating import MAX_MEMBERS, MAX_PIECE, Inflater
 
 
 def bare_deflate(data: bytes) -> bytes:
@@ -55,6 +55,20 @@ def test_pieces_are_bounded(kind: tuple[str, str], length: int) -> None:
 
 def test_several_gzip_members_are_one_body() -> None:
     assert b"hello world" == b"".join(unpack("gzip", gzip.compress(b"hello ") + gzip.compress(b"world")))
+
+
+def test_number_of_members_is_bounded() -> None:
+    assert [] == unpack("gzip", gzip.compress(b"") * MAX_MEMBERS)
+    with pytest.raises(zlib.error):
+        unpack("gzip", gzip.compress(b"") * MAX_MEMBERS, gzip.compress(b"one more"))
+
+
+@pytest.mark.parametrize("pack", [zlib.compress, bare_deflate])
+@pytest.mark.parametrize("more", [bare_deflate(b""), zlib.compress(b"world"), b"\0"])
+def test_nothing_may_follow_the_end_of_deflate(pack: Callable[[bytes], bytes], more: bytes) -> None:
+    for parts in ((pack(b"hello") + more,), (pack(b"hello"), more)):
+        with pytest.raises(zlib.error):
+            unpack("deflate", *parts)
 
 
 def test_empty_body_is_whole() -> None:

@@ -258,6 +258,13 @@ async def test_page_that_cannot_be_unpacked_is_an_error(coding: str) -> None:
             await fetch(f"http://{server.address}/")
 
 
+@pytest.mark.parametrize(("coding", "member"), [("gzip", gzip.compress(b"")), ("deflate", b"\x03\0")])
+async def test_page_of_empty_members_is_an_error(coding: str, member: bytes) -> None:
+    async with open_upstream(page(member * 20_000, f"content-encoding: {coding}")) as server:
+        with pytest.raises(ToolError, match="packed"):
+            await fetch(f"http://{server.address}/")
+
+
 async def test_packed_bomb_is_read_to_its_bound_only() -> None:
     bomb = gzip.compress(b"x" * 50_000_000)
     async with open_upstream(page(bomb, "content-encoding: gzip")) as server:
@@ -267,12 +274,20 @@ async def test_packed_bomb_is_read_to_its_bound_only() -> None:
         await server.wait_open(0)
 
 
-@pytest.mark.parametrize("piece", [b"x" * 1000, gzip.compress(b"")], ids=["plain", "packed to nothing"])
-async def test_body_without_end_is_read_to_its_bound_only(piece: bytes) -> None:
+GZIP_HEAD = gzip.compress(b"")[:10]
+EMPTY_BLOCK = b"\0\0\0\xff\xff"  # RFC 1951 section 3.2.4
+
+
+@pytest.mark.parametrize(
+    ("coding", "start", "piece"),
+    [("identity", b"", b"x" * 1000), ("gzip", GZIP_HEAD, EMPTY_BLOCK * 200)],
+    ids=["plain", "packed to nothing"],
+)
+async def test_body_without_end_is_read_to_its_bound_only(coding: str, start: bytes, piece: bytes) -> None:
     async def endless(stream: trio.abc.Stream) -> None:
         await read_head(stream)
-        coding = b"" if piece.startswith(b"x") else b"content-encoding: gzip\r\n"
-        await stream.send_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n" + coding + b"\r\n")
+        head = f"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-encoding: {coding}\r\n\r\n"
+        await stream.send_all(head.encode() + start)
         while True:
             await stream.send_all(piece)
 

@@ -2,6 +2,7 @@
 
 Theory: we ask for uncompressed answers, but some upstreams and proxies compress whatever they are asked for. A kilobyte
 may unfold to a megabyte, so no more is unfolded than the reader takes: bytes are put in, bounded pieces are taken out.
+And a member of gzip may be empty, so their number is bounded too.
 Editing rule: no I/O, and nothing here holds more than what was put in last and one piece.
 """
 
@@ -12,6 +13,8 @@ import zlib
 import attrs
 
 MAX_PIECE = 65_536
+# A gzip body is one member after the other (RFC 1952 section 2.2): mostly one, some packers begin one each 64 KiB.
+MAX_MEMBERS = 1_000
 
 
 @attrs.define(eq=False)
@@ -22,6 +25,7 @@ class Inflater:
     _packed: bytes = b""
     _more: bool = False
     _engine: zlib._Decompress | None = None
+    _members: int = 0
 
     def put(self, packed: bytes) -> None:
         """Take over the next bytes of the body; all pieces of those before must have been taken."""
@@ -35,7 +39,7 @@ class Inflater:
         """
         while self._packed or self._more:
             if self._engine is None or self._engine.eof:
-                self._engine = zlib.decompressobj(self._window(self._packed[0]))
+                self._engine = self._begin_member(self._packed[0])
             piece = self._engine.decompress(self._packed, MAX_PIECE)
             # Full to the brim: zlib may have more inside, even if it took all of the input.
             self._more = len(piece) == MAX_PIECE and not self._engine.eof
@@ -48,10 +52,11 @@ class Inflater:
         """Whether the body may end here. An empty one may: it is what is sent where there is nothing to pack."""
         return self._engine is None or self._engine.eof
 
-    def _window(self, first: int) -> int:
-        """What zlib calls wbits. Deflate should be zlib's format, but some send the bare stream without its header."""
-        if self.coding in ("gzip", "x-gzip"):
-            return 31
-        if self.coding != "deflate":
+    def _begin_member(self, first: int) -> zlib._Decompress:
+        """What unfolds the member that begins with the byte *first*."""
+        is_gzip = self.coding in ("gzip", "x-gzip")
+        self._members += 1
+        if self._members > (MAX_MEMBERS if is_gzip else 1) or not (is_gzip or self.coding == "deflate"):
             raise zlib.error
-        return 15 if first & 0x0F == 8 else -15
+        # Deflate should be zlib's format, but some send the bare stream without its header.
+        return zlib.decompressobj(31 if is_gzip else 15 if first & 0x0F == 8 else -15)
