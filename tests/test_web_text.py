@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoclaw_trio.tools.web_text import decode_text, page_text
+from picoclaw_trio.tools.web_text import MAX_MARKUP, decode_text, page_text
 
 BASE = "https://example.org/a/b"
 PAGE = """<!DOCTYPE html>
@@ -73,6 +73,17 @@ def test_reading_stops_where_nobody_wants_more() -> None:
 def test_hostile_page_is_read_to_its_end(piece: str) -> None:
     """A parser that goes back to the start for each of them would need hours here."""
     page_text(piece * (500_000 // len(piece)), BASE, 10_000_000)
+
+
+@pytest.mark.parametrize("piece", ["<a>", "</a>", "<!---->", "<?>", "<p x=1>", "<script></script>", "<a>&amp;"])
+def test_page_of_nothing_but_tags_is_not_read_to_its_end(piece: str) -> None:
+    assert "seen" in page_text(f"{piece * (MAX_MARKUP - 1)}seen", BASE, 10_000_000)
+    assert "seen" not in page_text(f"{piece * MAX_MARKUP}seen", BASE, 10_000_000)
+
+
+@pytest.mark.parametrize("name", ["2href", "x-href", f"{'x' * 30}href", "_href"])
+def test_attribute_is_known_by_its_whole_name(name: str) -> None:
+    assert "text" == page_text(f"<a {name}=/x>text</a>", BASE, 1_000)
 
 
 @given(st.text(alphabet="<>/!-='\"&;# abscriptle\n", max_size=200))

@@ -20,6 +20,8 @@ import attrs
 MAX_LINK = 500
 MAX_TITLE = 300
 MAX_TAG = 65_536
+# Tags and comments that are read; a long page has some 20,000.
+MAX_MARKUP = 100_000
 # Tags whose end is not where it should be; past that many the page is not read on, since each costs a search.
 MAX_BROKEN = 1_000
 # What decoders are lent to strangers; some others take long, or are none.
@@ -30,7 +32,8 @@ BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_
 MARKUP = re.compile("<[!?/a-zA-Z]")
 TAG = re.compile(r"<(/?)([a-zA-Z][^\s/>]{0,40})")
 ATTRIBUTES = re.compile(r"""(?>[^>"']+|"[^"]*"|'[^']*')*+>""")
-ATTRIBUTE = re.compile(r"""([a-zA-Z][\w-]{0,20})\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>"']+))""")
+# Begun at a name's beginning only, and never gone back in: a name may be thousands of characters long.
+ATTRIBUTE = re.compile(r"""(?<![\w-])([a-zA-Z][\w-]{0,20}+)\s*+=\s*+(?:"([^"]*)"|'([^']*)'|([^\s>"']+))""")
 SPACE = re.compile(r"\s+")
 HIDDEN = {"script", "style", "noscript", "template", "iframe", "svg", "object", "textarea", "select", "canvas"}
 END = {name: re.compile(rf"</{name}[\s/>]", re.IGNORECASE) for name in HIDDEN | {"title"}}
@@ -101,7 +104,7 @@ class _Page:
 
     def read(self, source: str) -> Iterator[str]:
         at = 0
-        while at < len(source):
+        for _ in range(MAX_MARKUP):
             markup = MARKUP.search(source, at)
             yield self._words(source[at : markup.start() if markup else len(source)])
             if markup is None:
