@@ -75,6 +75,8 @@ def test_what_is_no_url_is_refused_without_being_repeated(text: str) -> None:
         ("https://proxy.example.com", Proxy(Address("https", "proxy.example.com", 443))),
         ("socks5://a:p%40ss@10.0.0.1", Proxy(Address("socks5", "10.0.0.1", 1080), b"a", b"p@ss")),
         ("socks5h://10.0.0.1:9", Proxy(Address("socks5", "10.0.0.1", 9))),
+        ("socks://10.0.0.1:9/", Proxy(Address("socks5", "10.0.0.1", 9))),
+        ("SOCKS5h://10.0.0.1", Proxy(Address("socks5", "10.0.0.1", 1080))),
     ],
 )
 def test_proxy_is_parsed(text: str, proxy: Proxy) -> None:

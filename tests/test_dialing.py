@@ -235,6 +235,19 @@ async def test_proxy_that_is_none_is_a_failed_connection(scheme: str, nonsense: 
         await proxy.wait_open(0)
 
 
+@pytest.mark.parametrize("value", ["socks4://user:secret@10.0.0.1", "http://", "http://[secret"])
+async def test_environments_proxy_that_is_none_is_a_failed_connection(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("http_proxy", value)
+    monkeypatch.delenv("no_proxy", raising=False)
+    async with open_pool() as pool:
+        with pytest.raises(ConnectError, match=r"the environment names for model\.example:80 cannot be used") as caught:
+            await ask(pool, "http://model.example/v1")
+
+    assert "secret" not in str(caught.value)
+
+
 async def test_environments_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bytes] = []
     async with open_upstream(http_proxy(seen)) as proxy, open_upstream(always(answer())) as upstream:

@@ -19,6 +19,7 @@ import attrs
 
 DEFAULT_PORTS = {"http": 80, "https": 443, "socks5": 1080}
 HOST_NAME = re.compile(r"[a-z0-9_][a-z0-9._-]{0,252}")
+SOCKS = re.compile(r"\Asocks(5h)?://", re.IGNORECASE)
 # RFC 3986 section 3.3 and 3.4: what may stand unquoted in a path or query. "%" is in it: paths come quoted already.
 SAFE_IN_TARGET = "/?%:@!$&'()*+,;=~-._"
 
@@ -82,14 +83,14 @@ def parse_url(text: str) -> Url:
 
 
 def parse_proxy(text: str) -> Proxy:
-    """Parse ``[scheme://][user:password@]host[:port]`` with scheme http (if absent), https, socks5 or socks5h.
+    """Parse ``[scheme://][user:password@]host[:port]`` with scheme http (if absent), https, socks5, socks5h or socks.
 
-    Under either name a SOCKS proxy is given the host's name and resolves it.
+    Under each name a SOCKS proxy is given the host's name and resolves it. Desktops write the last one into ALL_PROXY.
 
     Raises:
         ValueError: it is something else. The message does not repeat *text*.
     """
-    text = text.replace("socks5h://", "socks5://") if "://" in text else f"http://{text}"
+    text = SOCKS.sub("socks5://", text) if "://" in text else f"http://{text}"
     address, parts = _split(text, tuple(DEFAULT_PORTS))
     proxy = Proxy(address, unquote_to_bytes(parts.username or ""), unquote_to_bytes(parts.password or ""))
     if max(len(proxy.user), len(proxy.password)) > 255:

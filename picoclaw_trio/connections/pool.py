@@ -154,7 +154,12 @@ class ConnectionPool:
     def _lane(self, address: Address, proxy: str | None) -> Lane:
         lane = self._lanes.get((address, proxy))
         if lane is None:
-            lane = Lane(address, environment_proxy(address) if proxy is None else parse_proxy(proxy))
+            try:
+                way = environment_proxy(address) if proxy is None else parse_proxy(proxy)
+            except ValueError as exc:
+                source = "that the environment names " if proxy is None else ""
+                raise ConnectError(f"the proxy {source}for {address} cannot be used: {exc}") from exc
+            lane = Lane(address, way)
             self._lanes[address, proxy] = lane
         return lane
 
