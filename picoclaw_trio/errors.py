@@ -8,7 +8,7 @@ Editing rule: a new failure is a new class or a new ``kind`` here; other rooms g
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 import attrs
@@ -210,14 +210,6 @@ class UpstreamError(GatewayError):
     @property
     def told_here(self) -> str:
         return f"{self.message} ({self.detail})" if self.detail and self.message not in self.detail else self.message
-
-    def hide(self, secrets: Iterable[str]) -> None:
-        """Put ``***`` in the place of each of *secrets* that the upstream has said."""
-        for secret in secrets:
-            self.message = self.message.replace(secret, "***")
-            self.detail = self.detail.replace(secret, "***")
-            self.param = self.param and self.param.replace(secret, "***")
-            self.code = self.code and self.code.replace(secret, "***")
 
 
 @attrs.frozen

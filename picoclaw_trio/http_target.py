@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import lru_cache, reduce
 from typing import TypeAlias
 
@@ -32,6 +32,7 @@ from .connections import (
     parse_url,
 )
 from .errors import UpstreamError
+from .hiding import Hide, hider
 from .routing import Target
 from .upstream_reply import (
     Chunk,
@@ -48,7 +49,6 @@ Take: TypeAlias = Callable[[Chunk], Awaitable[None]]
 CONNECT_TIMEOUT = 10.0
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
-MIN_SECRET_LENGTH = 8  # what is shorter is no key, and would tear holes into any sentence
 USER_AGENT = f"picoclaw_trio/{__version__}"
 
 
@@ -68,16 +68,13 @@ async def ask_http(pool: ConnectionPool, target: Target, request: UpstreamReques
         whole, limits = math.inf, Timeouts(connect, timeout, timeout)
     else:
         whole, limits = timeout, Timeouts(connect, math.inf, math.inf)
-    body = encode_request(request, target.settings)
+    body, hide = encode_request(request, target.settings), _hide(target)
     try:
         with trio.move_on_after(whole) as scope:
             async with pool.post(url, headers, body, proxy=target.proxy, timeouts=limits) as response:
-                await _take_answer(response, take, MAX_ANSWER_BYTES if request.keep_text else math.inf)
-    except UpstreamError as exc:
-        exc.hide(_secrets(target))  # some upstreams tell in their errors what they were sent
-        raise
+                await _take_answer(response, take, MAX_ANSWER_BYTES if request.keep_text else math.inf, hide)
     except (ExchangeError, sse.EventTooLarge) as exc:
-        raise _failure(exc, target) from exc
+        raise _failure(exc, hide) from exc
     if scope.cancelled_caught:
         raise UpstreamError("timeout", detail=f"no whole answer within {timeout:g} s")
 
@@ -93,18 +90,25 @@ def _prepare(target: Target) -> tuple[Url, Headers]:
     return parse_url(f"{target.base}/chat/completions"), tuple(encoded)
 
 
-async def _take_answer(response: Response, take: Take, max_stream_bytes: float) -> None:
+@lru_cache(maxsize=4096)
+def _hide(target: Target) -> Hide:
+    """What hides the key, and the words of the configured headers, one of which may be a key."""
+    return hider([*([target.key.reveal()] if target.key is not None else []), *target.headers.values()])
+
+
+async def _take_answer(response: Response, take: Take, max_stream_bytes: float, hide: Hide) -> None:
     if response.status != 200:
         raw = await _receive_error(response)
-        raise decode_error(response.status, raw, decode_retry_after(response.header("retry-after"), time.time()))
+        retry_after = decode_retry_after(response.header("retry-after"), time.time())
+        raise decode_error(response.status, raw, retry_after, hide)
     start = await _receive_start(response)
     told = (response.header("content-type") or "").lower()
     is_object = start.startswith(b"{") or not (start.startswith(SSE_STARTS) or told.startswith(sse.CONTENT_TYPE))
     if is_object:
         raw = start + await response.read(MAX_ANSWER_BYTES - len(start))
-        await take(decode_completion(raw))
+        await take(decode_completion(raw, hide))
     else:
-        await _take_stream(start, response, take, max_stream_bytes)
+        await _take_stream(start, response, _Stream(take, hide), max_stream_bytes)
 
 
 async def _receive_error(response: Response) -> bytes:
@@ -127,10 +131,9 @@ async def _receive_start(response: Response) -> bytes:
     return start
 
 
-async def _take_stream(start: bytes, response: Response, take: Take, max_bytes: float) -> None:
+async def _take_stream(start: bytes, response: Response, stream: _Stream, max_bytes: float) -> None:
     """Chunks until the stream says that it is done, or ends after it told a finish reason."""
-    parser, stream = sse.Parser(), _Stream(take)
-    piece, size = start, 0
+    parser, piece, size = sse.Parser(), start, 0
     while piece and not stream.done:
         size += len(piece)
         if size > max_bytes:
@@ -147,6 +150,7 @@ class _Stream:
     """What a stream has said about itself: that it is done, why the model stopped, and anything at all."""
 
     take: Take
+    hide: Hide
     done: bool = False
     finished: bool = False
     spoke: bool = False
@@ -160,7 +164,7 @@ class _Stream:
                 self.done = True
                 break
             try:
-                chunks.append(decode_chunk(data))
+                chunks.append(decode_chunk(data, self.hide))
             except UpstreamError as exc:
                 failure = exc
                 break
@@ -189,14 +193,7 @@ def _join(chunks: Sequence[Chunk]) -> Chunk:
     return attrs.evolve(reduce(merge_endings, chunks), events=events)
 
 
-def _secrets(target: Target) -> Iterator[str]:
-    """The key, and the words of the configured headers, one of which may be a key."""
-    sent = [target.key.reveal()] if target.key is not None else []
-    for value in (*sent, *target.headers.values()):
-        yield from (word for word in value.split() if len(word) >= MIN_SECRET_LENGTH)
-
-
-def _failure(error: ExchangeError | sse.EventTooLarge, target: Target) -> UpstreamError:
+def _failure(error: ExchangeError | sse.EventTooLarge, hide: Hide) -> UpstreamError:
     """What the error is called from here on."""
     match error:
         case ConnectError() | TimedOut(phase="connect"):
@@ -207,6 +204,4 @@ def _failure(error: ExchangeError | sse.EventTooLarge, target: Target) -> Upstre
             kind = "lost"
         case _:
             kind = "garbled"
-    failure = UpstreamError(kind, detail=str(error) or "an event is too large")
-    failure.hide(_secrets(target))
-    return failure
+    return UpstreamError(kind, detail=hide(str(error)) or "an event is too large")

@@ -10,7 +10,6 @@ Source: https://platform.openai.com/docs/api-reference/chat/object and .../chat/
 from __future__ import annotations
 
 import email.utils
-import re
 import secrets
 from collections.abc import Iterator, Mapping
 from datetime import UTC
@@ -19,6 +18,7 @@ import attrs
 import orjson
 
 from .errors import UpstreamError
+from .hiding import Hide, hide_nothing
 from .replies import Delta, ExtraDelta, TextDelta, ToolCallDelta, Usage
 from .shapes import Json, load
 
@@ -31,8 +31,8 @@ OTHER_FINISH_REASONS = {"max_tokens": "length", "safety": "content_filter", "too
 MAX_TOLD = 2000
 # ... and of an answer that nobody understands.
 MAX_SHOWN = 200
-# What a cut may have parted. Half of a key would not be known as one, and so not be hidden.
-LAST_WORD = re.compile(r"""[^\s"'<>{}\[\],]+\Z""")
+# ... and of either, what keys are looked for in.
+MAX_READ = 65_536
 
 
 @attrs.frozen
@@ -59,28 +59,28 @@ def merge_endings(so_far: Chunk, more: Chunk) -> Chunk:
     )
 
 
-def decode_completion(raw: bytes) -> Chunk:
-    """A whole ``chat.completion``.
+def decode_completion(raw: bytes, hide: Hide = hide_nothing) -> Chunk:
+    """A whole ``chat.completion``. *hide* is given what is told of it in an error.
 
     Raises:
         UpstreamError: kind ``garbled``: not JSON, or no choice in it; or as ``decode_chunk`` for an error object.
     """
-    body = _decode_object(raw)
+    body = _decode_object(raw, hide)
     choice = _first_choice(body)
     if choice is None or not isinstance(choice.get("message"), dict):
         raise UpstreamError("garbled", "its answer holds no choice")
     return _chunk(body, choice, choice["message"])
 
 
-def decode_chunk(data: bytes) -> Chunk:
-    """The data of one event of a stream.
+def decode_chunk(data: bytes, hide: Hide = hide_nothing) -> Chunk:
+    """The data of one event of a stream. *hide* is given what is told of it in an error.
 
     A chunk without a choice is one that carries usage or nothing.
 
     Raises:
         UpstreamError: kind ``garbled``: not a JSON object; or the kind that the error object within tells.
     """
-    body = _decode_object(data)
+    body = _decode_object(data, hide)
     choice = _first_choice(body)
     if choice is None:
         return _chunk(body, {}, {})
@@ -89,15 +89,15 @@ def decode_chunk(data: bytes) -> Chunk:
     return _chunk(body, choice, delta if isinstance(delta, dict) else {})
 
 
-def _decode_object(raw: bytes) -> dict[str, Json]:
+def _decode_object(raw: bytes, hide: Hide) -> dict[str, Json]:
     try:
         body = load(raw)
     except ValueError as exc:
-        raise UpstreamError("garbled", "its answer is not JSON", detail=_shown(raw)) from exc
+        raise UpstreamError("garbled", "its answer is not JSON", detail=_shown(raw, hide)) from exc
     if not isinstance(body, dict):
         raise UpstreamError("garbled", "its answer is not a JSON object")
     if body.get("error"):
-        raise decode_error_object(None, body)
+        raise _decode_error_object(None, body, None, hide)
     return body
 
 
@@ -224,19 +224,22 @@ def _count(value: Json) -> int:
     return value if type(value) is int and 0 <= value <= MAX_COUNT else 0
 
 
-def decode_error(status: int, raw: bytes, retry_after: float | None) -> UpstreamError:
-    """What an answer with a status other than 200 says went wrong. *raw* may be anything, e.g. a proxy's HTML."""
+def decode_error(status: int, raw: bytes, retry_after: float | None, hide: Hide = hide_nothing) -> UpstreamError:
+    """What an answer with a status other than 200 says went wrong. *raw* may be anything, e.g. a proxy's HTML.
+
+    *hide* is given each text of the upstream's that the error holds.
+    """
     try:
         body = load(raw)
     except ValueError:
         body = None
     if not isinstance(body, dict) or not body.get("error"):
-        body = {"error": {"message": _shown(raw)}}
-    return decode_error_object(status, body, retry_after)
+        body = {"error": {"message": _shown(raw, hide)}}
+    return _decode_error_object(status, body, retry_after, hide)
 
 
-def decode_error_object(
-    status: int | None, body: Mapping[str, Json], retry_after: float | None = None
+def _decode_error_object(
+    status: int | None, body: Mapping[str, Json], retry_after: float | None, hide: Hide
 ) -> UpstreamError:
     """An upstream's error object; *status* is None inside an answer that had begun with 200."""
     error = body["error"]
@@ -246,9 +249,9 @@ def decode_error_object(
         status = code  # OpenRouter and llama.cpp put the status there
     return UpstreamError.from_status(
         status,
-        message=_cut(_spelled(told.get("message") or ""), MAX_TOLD),
-        param=_string(told.get("param")),
-        code=_string(code),
+        message=_told(_spelled(told.get("message") or ""), MAX_TOLD, hide),
+        param=_told(_string(told.get("param")) or "", MAX_TOLD, hide) or None,
+        code=_told(_string(code) or "", MAX_TOLD, hide) or None,
         retry_after=retry_after,
     )
 
@@ -273,11 +276,11 @@ def decode_retry_after(value: str | None, now: float) -> float | None:
         return None
 
 
-def _shown(raw: bytes) -> str:
+def _shown(raw: bytes, hide: Hide) -> str:
     """The beginning of what was no JSON."""
-    return _cut(raw[: 4 * (MAX_SHOWN + 1)].decode(errors="replace"), MAX_SHOWN)
+    return _told(raw[:MAX_READ].decode(errors="replace"), MAX_SHOWN, hide)
 
 
-def _cut(text: str, max_chars: int) -> str:
-    """*text*, or as many whole words of it as fit."""
-    return text if len(text) <= max_chars else LAST_WORD.sub("", text[:max_chars])
+def _told(text: str, max_chars: int, hide: Hide) -> str:
+    """As much of *text* as is told."""
+    return hide(text[:MAX_READ])[:max_chars]

@@ -164,19 +164,43 @@ async def test_line_of_a_failed_or_cancelled_request_names_the_model(
     assert [(502, "one"), (429, "one"), (504, "one"), (503, "one"), (499, "one")] == told
 
 
-@pytest.mark.parametrize("left", range(1, len(SECRET)))
+ODD_SECRET = "sk/up,{1}[2]'3=4"
+
+
+@pytest.mark.parametrize("secret", [SECRET, ODD_SECRET, f"{ODD_SECRET}+{'x' * 300}"], ids=["plain", "odd", "long"])
+@pytest.mark.parametrize("left", range(1, len(ODD_SECRET)))
 async def test_key_that_a_cut_has_parted_does_not_come_out_either(
-    left: int, tmp_path: Path, upstream: ScriptedUpstream
+    secret: str, left: int, tmp_path: Path, upstream: ScriptedUpstream
 ) -> None:
-    pages = (f"{'x ' * 100}"[: MAX_SHOWN - left] + SECRET, error_body(f"{'y ' * 1000}"[: MAX_TOLD - left] + SECRET))
+    pages = (f"{'x ' * 100}"[: MAX_SHOWN - left] + secret, error_body(f"{'y ' * 1000}"[: MAX_TOLD - left] + secret))
     upstream.scripts = [answers(400, page.encode() if isinstance(page, str) else page) for page in pages]
     with logged() as lines:
-        async with serving(tmp_path, make_config(entry("one", upstream.url))) as (_, client):
+        async with serving(tmp_path, make_config(entry("one", upstream.url, api_key=secret))) as (_, client):
             told = [check_error(await client.post(PATH, json=ask()), 400, "invalid_request") for _ in pages]
 
-    assert ["x", "y"] == [text.replace(" ", "")[-1] for text in told]
-    assert SECRET[:left] not in "".join(told)
-    assert SECRET[:left] not in "".join(line["detail"].replace("status", "") for line in lines if "detail" in line)
+    assert [{"x", " ", "*"}, {"y", " ", "*"}] == [set(text) | {"*"} for text in told]
+    assert [] == [line for line in lines if secret[:left] in line.get("detail", "").replace("status", "")]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        b'{"error": {"message": {"headers": {"Authorization": "Bearer sk\\/up,{1}[2]\'3=4"}}}}',
+        b'<html>bad \\"Bearer sk\\/up,{1}[2]\'3=4\\"',
+        b"https://x/?key=sk%2Fup%2C%7B1%7D%5B2%5D%273%3D4",
+        b"<p>sk/up,{1}[2]&#39;3=4</p>",
+    ],
+    ids=["JSON", "JSON in HTML", "address", "HTML"],
+)
+async def test_key_that_is_spelled_in_another_way_does_not_come_out_either(
+    page: bytes, tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    with logged() as lines:
+        answer = await answer_of(answers(400, page), tmp_path, upstream, api_key=ODD_SECRET)
+
+    assert "***" in check_error(answer, 400, "invalid_request")
+    assert "up" not in answer.text
+    assert "3=4" not in repr([answer.text, *lines])
 
 
 async def test_configured_headers_do_not_come_out_either(tmp_path: Path, upstream: ScriptedUpstream) -> None:
