@@ -18,6 +18,7 @@ from .config import Config
 from .gateway import open_stored_sessions
 from .memory import FOLDER_NAME, Conversation, Memory, Said, open_memory
 from .state import SessionInfo, Sessions
+from .visible import visible_json
 
 
 @attrs.frozen
@@ -75,15 +76,15 @@ class Stored:
 
     def export(self) -> str:
         """The selections as one JSON document, which can be put back as the file that they are kept in."""
-        return self.sessions.export().decode()
+        return visible_json(self.sessions.export().decode())
 
     async def export_conversations(self) -> AsyncIterator[str]:
-        """One JSON document in pieces: ``{key: [message, ...]}``, each message as on disk."""
+        """One JSON document in pieces: ``{key: [message, ...]}``, each message as on disk but for escapes."""
         before = "{"
         for found in await self.memory.sessions() if self.memory else ():
             assert self.memory is not None
             lines = b",\n    ".join(await self.memory.lines(found.key)).decode()
-            yield f"{before}\n  {orjson.dumps(found.key).decode()}: [\n    {lines}\n  ]"
+            yield visible_json(f"{before}\n  {orjson.dumps(found.key).decode()}: [\n    {lines}\n  ]")
             before = ","
         yield "{}\n" if before == "{" else "\n}\n"
 

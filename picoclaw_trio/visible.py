@@ -19,6 +19,8 @@ from .shapes import Json
 
 # C0 but tab and line feed, DEL, C1; then what overrides the direction of writing.
 ORDERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# DEL, C1, what ends a line for some, and what sets the direction of writing; JSON has no more of them than texts hold.
+ESCAPED = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 # Accents that are characters of their own, and joiners.
 NO_COLUMN = frozenset({"Mn", "Me", "Cf"})
 MAX_ARGUMENTS = 100_000
@@ -31,6 +33,11 @@ MAX_DEPTH = 4
 def visible(text: str) -> str:
     """*text* with every order to the terminal spelled out: ``^[`` for escape, ``<U+009B>`` for those beyond ASCII."""
     return ORDERS.sub(_spell, text.replace("\r\n", "\n"))
+
+
+def visible_json(text: str) -> str:
+    """The same JSON, with whatever a terminal might obey as ``\\uXXXX``; C0 stands so in all JSON."""
+    return ESCAPED.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def _spell(match: re.Match[str]) -> str:

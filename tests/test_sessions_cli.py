@@ -109,6 +109,22 @@ async def test_name_that_a_client_chose_gives_no_orders_and_makes_no_row(tmp_pat
     assert (0, "") == await picoclaw(tmp_path, "list")
 
 
+async def test_export_gives_no_orders_and_says_the_same(tmp_path: Path) -> None:
+    write_config(tmp_path, make_config())
+    orders = "\x7f\x9b2J\u2028\u202e"
+    key = f"openai:{orders}"
+    async with open_sessions(tmp_path / ".picoclaw") as sessions:
+        await sessions.select(key, "echo").wait()
+    async with memory_in(tmp_path / ".picoclaw" / FOLDER_NAME) as memory:
+        await take_turn(memory, orders, reply=orders, key=key)
+
+    _, selections = await picoclaw(tmp_path, "export")
+    _, conversations = await picoclaw(tmp_path, "export", "--conversations")
+    assert [] == [sign for sign in orders if sign in selections + conversations and sign not in "2J"]
+    assert "echo" == orjson.loads(selections)["sessions"][key]["model"]
+    assert [orders, orders] == [message["content"] for message in orjson.loads(conversations)[key]]
+
+
 async def test_conversation_whose_turn_runs_is_deleted_when_it_has_ended(tmp_path: Path) -> None:
     folder = tmp_path / ".picoclaw" / FOLDER_NAME
     outcomes = []

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from picoclaw_trio.visible import MAX_LINE, one_line, pad, short_arguments, visible
+from picoclaw_trio.visible import MAX_LINE, one_line, pad, short_arguments, visible, visible_json
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,16 @@ def test_orders_are_spelled_out(text: str, shown: str) -> None:
 @given(st.text())
 def test_nothing_that_is_shown_is_a_control_character(text: str) -> None:
     assert {letter for letter in visible(text) if unicodedata.category(letter) == "Cc"} <= {"\n", "\t"}
+
+
+@given(st.text() | st.text(alphabet="\x7f\x85\x9b\u061c\u200f\u2028\u2029\u202e\u2069é"))
+def test_json_that_is_shown_is_the_same_without_orders(text: str) -> None:
+    shown = visible_json(orjson.dumps({text: [text]}).decode())
+
+    assert {text: [text]} == orjson.loads(shown)
+    assert shown == visible(shown)
+    assert [shown] == shown.splitlines()
+    assert set("\u061c\u200e\u200f").isdisjoint(shown)
 
 
 @pytest.mark.parametrize(
