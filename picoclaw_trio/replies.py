@@ -16,6 +16,8 @@ import attrs
 
 from .shapes import Json
 
+MAX_COUNT = 2**53 - 1  # the largest number that every reader of JSON knows; any sum of such can be written
+
 
 @attrs.frozen
 class Usage:
@@ -27,7 +29,7 @@ class Usage:
     details: Mapping[str, Json] = attrs.field(factory=dict)
 
     def plus(self, more: Usage) -> Usage:
-        """Both together; of a detail that is no number the last value counts."""
+        """Both together; of a detail that is no number, or gets too large to be a count, the last value counts."""
         return Usage(
             self.prompt_tokens + more.prompt_tokens,
             self.completion_tokens + more.completion_tokens,
@@ -44,7 +46,7 @@ def _add_detail(one: Json, other: Json) -> Json:
     if isinstance(one, dict) and isinstance(other, dict):
         return _add_details(one, other)
     numbers = type(one) in (int, float) and type(other) in (int, float)
-    return one + other if numbers else other
+    return one + other if numbers and abs(one + other) <= MAX_COUNT else other
 
 
 @attrs.frozen

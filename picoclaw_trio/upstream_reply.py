@@ -19,7 +19,7 @@ import orjson
 
 from .errors import UpstreamError
 from .hiding import Hide, hide_nothing
-from .replies import Delta, ExtraDelta, TextDelta, ToolCallDelta, Usage
+from .replies import MAX_COUNT, Delta, ExtraDelta, TextDelta, ToolCallDelta, Usage
 from .shapes import Json, load
 
 # Text fields of a message that arrive in pieces, by the names that upstreams use.
@@ -209,7 +209,6 @@ def _complete_call(call: Mapping[str, Json]) -> dict[str, Json]:
 
 
 COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
-MAX_COUNT = 2**53 - 1  # the largest number that every reader of JSON knows; any sum of such can be written
 
 
 def _usage(value: Json) -> Usage | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import JSON
 
-from picoclaw_trio.replies import Delta, ExtraDelta, Fold, Reply, TextDelta, ToolCallDelta
+from picoclaw_trio.replies import MAX_COUNT, Delta, ExtraDelta, Fold, Reply, TextDelta, ToolCallDelta, Usage
 from picoclaw_trio.shapes import Json
 
 
@@ -213,3 +214,31 @@ def test_a_megabyte_of_arguments_in_small_pieces_is_whole() -> None:
     folded = fold(call(0, arguments="abcd") for _ in range(250_000))
 
     assert "abcd" * 250_000 == folded.message()["tool_calls"][0]["function"]["arguments"]
+
+
+def add(*details: Json) -> Json:
+    """The detail of several usages, added and written as JSON."""
+    usage = Usage(1, 1, 2, {"x": details[0]})
+    for detail in details[1:]:
+        usage = usage.plus(Usage(1, 1, 2, {"x": detail}))
+    return orjson.loads(orjson.dumps(dict(usage.details)))["x"]
+
+
+@pytest.mark.parametrize(
+    ("details", "total"),
+    [
+        ([1, 2, 3], 6),
+        ([0.5, 1], 1.5),
+        ([{"a": {"b": 1}}, {"a": {"b": 2, "c": 3}}], {"a": {"b": 3, "c": 3}}),
+        (["low", "high"], "high"),
+        ([1, None, True, 2], 2),
+        ([MAX_COUNT - 1, 1], MAX_COUNT),
+        ([MAX_COUNT, 2], 2),
+        ([2**63, 2**63], 2**63),
+        ([2**64 - 1, 2**64 - 1, 7], 7),
+        ([-(2**63), -(2**63)], -(2**63)),
+        ([1e308, 1e308], 1e308),
+    ],
+)
+def test_details_of_usage_are_added_as_long_as_they_are_counts(details: list[Json], total: Json) -> None:
+    assert total == add(*details)
