@@ -34,6 +34,9 @@ MAX_SHOWN = 200
 # ... and of either, what keys are looked for in.
 MAX_READ = 65_536
 
+# Of the model's id: it goes into a header, percent-encoded, and into the log.
+MAX_MODEL = 200
+
 
 @attrs.frozen
 class Chunk:
@@ -115,7 +118,7 @@ def _chunk(body: Mapping[str, Json], choice: Mapping[str, Json], said: Mapping[s
         events,
         _finish_reason(choice.get("finish_reason")),
         _usage(body.get("usage")),
-        _string(body.get("model")),
+        (_string(body.get("model")) or "")[:MAX_MODEL] or None,
         _string(body.get("system_fingerprint")),
         _string(body.get("service_tier")),
     )

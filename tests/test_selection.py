@@ -14,7 +14,7 @@ import pytest
 import structlog
 import trio
 from envelopes import check_error
-from fakes import ScriptedUpstream, answers, cuts, error_body, hangs, says, streams, text_frames
+from fakes import ScriptedUpstream, answers, completion, cuts, error_body, hangs, says, streams, text_frames
 from harness import TOKEN, ask, entry, make_config, make_environment, open_client, open_server
 from host_client import WAIT, connect
 from serving import PATH, head, port_of, serving
@@ -22,6 +22,7 @@ from serving import PATH, head, port_of, serving
 from picoclaw_trio.config import OpenAIApiConfig, load_config
 from picoclaw_trio.errors import ConfigError
 from picoclaw_trio.state.sessions import open_sessions
+from picoclaw_trio.upstream_reply import MAX_MODEL
 
 
 def config_of(upstream: ScriptedUpstream, *names: str, scope: str = "global", **api: Any) -> dict[str, Any]:
@@ -517,3 +518,14 @@ async def test_upstream_that_tells_no_model_is_named_by_the_id_that_it_was_asked
         answer = await client.post(PATH, json=ask(model="two"))
     assert "two; upstream=two-up" == answer.headers["x-picoclaw-model"]
     assert os.fspath(tmp_path) not in answer.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_upstreams_id_without_end_is_cut(stream: bool, tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    name = "m" * 300_000
+    frames = [data.replace(b"up-model-2026", name.encode()) for data in text_frames("Hello!")]
+    upstream.scripts = [streams(*frames) if stream else answers(200, {**completion(), "model": name})]
+    async with serving(tmp_path, config_of(upstream, streaming=True)) as (_, client):
+        answer = await client.post(PATH, json=ask(model="two", stream=stream))
+    assert 200 == answer.status_code
+    assert f"two; upstream={'m' * MAX_MODEL}" == answer.headers["x-picoclaw-model"]
