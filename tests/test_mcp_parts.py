@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from mcp_types import AudioContent, BlobResourceContents, CallToolResult, ContentBlock, EmbeddedResource, TextContent
 
+from picoclaw_trio.config.tools import McpServerConfig
 from picoclaw_trio.tools import ToolError
 from picoclaw_trio.tools.mcp_environment import parse_assignments
 from picoclaw_trio.tools.mcp_lines import EDGE, Line, LineSplitter, Ration
-from picoclaw_trio.tools.mcp_offers import ambiguous_names, make_tools, public_name
+from picoclaw_trio.tools.mcp_offers import Offer, ambiguous_names, make_tools, public_name
 from picoclaw_trio.tools.mcp_results import result_text
-from picoclaw_trio.tools.mcp_servers import Restarts
+from picoclaw_trio.tools.mcp_servers import Link, Package, Restarts, Server
 
 OBJECT = {"type": "object"}
 SERVER_NAMES = st.from_regex(r"[A-Za-z0-9_-]{1,32}", fullmatch=True)
@@ -150,3 +154,40 @@ def test_failed_result_is_an_error() -> None:
 def test_pause_grows_to_its_bound(failures: int) -> None:
     most = min(300.0, 2.0 ** min(failures - 1, 30))
     assert most / 2 <= Restarts().draw(failures) <= most
+
+
+class Idle:
+    """A session with a server that offers nothing."""
+
+    async def list_tools(self) -> Collection[Offer]:
+        return ()
+
+    async def follow(self, keep: Callable[[Collection[Offer]], None]) -> None:
+        await trio.sleep_forever()
+
+    async def call(self, tool: str, arguments: Mapping[str, Any]) -> str:
+        raise NotImplementedError
+
+
+@asynccontextmanager
+async def open_dying(name: str, config: McpServerConfig, folder: Path, *, is_old: bool) -> AsyncIterator[Link]:
+    async def die_when_left() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise OSError("it is gone")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(die_when_left)
+        yield Idle()
+
+
+async def test_server_that_dies_as_it_is_left_breaks_nothing() -> None:
+    server = Server("s", McpServerConfig(command="x"), Path(), Restarts(), is_ambiguous=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.run, Package(open_dying, repr))
+        await server.started.wait()
+        assert "running" == server.state
+        nursery.cancel_scope.cancel()
+
+    assert server.state.startswith("failed: ")

@@ -96,9 +96,10 @@ class Server:
             began_at = trio.current_time()
             try:
                 await self._hold_session(package.open_link)
-            except Exception as exc:
-                # Whatever a server, or the package that speaks with it, does wrong: the gateway serves on.
-                self._fail(package.describe(exc))
+            except* Exception as failures:
+                # Whatever a server, or the package that speaks with it, does wrong: the gateway serves on. As a group,
+                # for a server may fail in the moment in which its session is cancelled.
+                self._fail(package.describe(failures))
             is_settled = trio.current_time() - began_at >= self.restarts.settled
             self._failures = 1 if is_settled else self._failures + 1
             await trio.sleep(self.restarts.draw(self._failures))
