@@ -124,7 +124,26 @@ async def test_window_of_lines_tells_what_is_left_and_how_to_get_it(hands: Hands
     last = await hands("read_file", "a.txt", unit="lines", offset=2)
     assert "[lines 1 to 2; 3 bytes are left: go on with offset 2]\na\nb\n" == first
     assert "[lines 3 to 4: its end]\nc\nd" == last
-    assert "it has about 3 lines" in await hands.error("read_file", "a.txt", unit="lines", offset=4)
+    assert "it has 4 lines" in await hands.error("read_file", "a.txt", unit="lines", offset=4)
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "counted"),
+    [
+        ("a\nb\nc\n", "lines", "3 lines"),
+        ("a\nb\nc", "lines", "3 lines"),
+        ("", "lines", "0 lines"),
+        ("\n", "lines", "1 lines"),
+        ("a\nb\nc\n", "bytes", "6 bytes"),
+        ("", "bytes", "0 bytes"),
+    ],
+)
+async def test_nothing_is_at_or_behind_the_end(hands: Hands, text: str, unit: str, counted: str) -> None:
+    (hands.workspace / "a.txt").write_text(text)
+
+    for offset in (int(counted.split()[0]) or 1, 100, 2**31, 2**62):
+        told = await hands.error("read_file", "a.txt", unit=unit, offset=offset)
+        assert f'"a.txt": offset {offset} is not before its end; it has {counted}' == told
 
 
 async def test_big_file_is_read_in_windows(hands: Hands) -> None:

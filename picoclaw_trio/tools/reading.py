@@ -70,6 +70,8 @@ def read_lines(sandbox: Sandbox, place: Place, offset: int, limit: int) -> str:
     """
     with place.explained(), sandbox.open_file(place) as fd:
         window = _cut_lines(_read(fd, _find_line(fd, offset, place), WINDOW_BYTES), limit)
+    if window.data == b"" and offset > 0:
+        raise place.wrong(f"offset {offset} is not before its end; it has {offset} lines")
     text = _decode(window, place)
     if offset == 0 and window.left == 0:
         return text
@@ -90,7 +92,8 @@ def _read(fd: int, offset: int, limit: int) -> Window:
     data = b""
     while len(data) < limit and (piece := os.pread(fd, limit - len(data), offset + len(data))):
         data += piece
-    window = Window(data, offset, max(size, offset + len(data)))
+    # It may have grown since its size was asked for.
+    window = Window(data, offset, max(size, offset + len(data)) if data else size)
     return attrs.evolve(window, data=_whole_characters(data)) if window.left else window
 
 
@@ -108,7 +111,8 @@ def _find_line(fd: int, number: int, place: Place) -> int:
     while found < number:
         chunk = os.pread(fd, CHUNK_BYTES, position)
         if not chunk:
-            raise place.wrong(f"offset {number} is not before its end; it has about {found} lines")
+            lines = found + (position > 0 and os.pread(fd, 1, position - 1) != b"\n")
+            raise place.wrong(f"offset {number} is not before its end; it has {lines} lines")
         if position > MAX_SKIPPED_BYTES:
             raise place.wrong(f"line {number} is too far from its beginning; use unit 'bytes'")
         in_chunk = chunk.count(b"\n")
