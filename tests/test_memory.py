@@ -371,3 +371,14 @@ async def test_leaving_with_an_error_passes_it_on_as_it_is(tmp_path: Path) -> No
     with trio.move_on_after(0):
         async with memory_in(tmp_path / "never"):
             pass
+
+
+async def test_what_killed_processes_left_goes_and_files_of_others_stay(tmp_path: Path) -> None:
+    stem = file_stem("openai:ann")
+    others = {"my-backup.tmp", "editor.lock", "notes.txt", f"{stem}.jsonl.tmp", f"x{stem[-32:]}.tmp", f"{stem}0.lock"}
+    for name in (*others, f"{stem}.tmp", f"{stem}.lock", f"{stem[-32:]}.lock", "probe.lock", "probe.tmp"):
+        (tmp_path / name).write_text("mine")
+    async with memory_in(tmp_path):
+        pass
+
+    assert others == set(os.listdir(tmp_path))

@@ -18,11 +18,14 @@ import attrs
 
 from ..errors import StateError
 from ..state.disk import open_file, read_range, remove_file
-from .files import LOCK_SUFFIX, SUFFIX, TEMPORARY_SUFFIX, Files
+from .files import LOCK_SUFFIX, PROBE_STEM, SUFFIX, TEMPORARY_SUFFIX, Files
 from .transcript import decode_end, decode_header
 
 # Whatever else lies in the folder is not counted, and stays.
-OURS = re.compile(r"([a-z0-9-]+-)?[0-9a-f]{32}" + re.escape(SUFFIX))
+STEM = r"([a-z0-9-]+-)?[0-9a-f]{32}"
+OURS = re.compile(STEM + re.escape(SUFFIX))
+# What a killed process may leave: beside a session's transcript, or of a probe whether the folder can be written.
+LEFT = re.compile(f"({STEM}|{PROBE_STEM})({re.escape(LOCK_SUFFIX)}|{re.escape(TEMPORARY_SUFFIX)})")
 MARK_BYTES = 512  # the mark at a turn's end has under 150
 HEADER_BYTES = 1 << 16  # a header has under 100, and the session's name
 
@@ -68,8 +71,8 @@ class Shelf:
         """Remove what killed processes left."""
         with self._files.translated():
             for name in os.listdir(self._files.folder):
-                stem, suffix = os.path.splitext(name)
-                if suffix in (LOCK_SUFFIX, TEMPORARY_SUFFIX) and (lock := self._files.lock(stem)):
+                stem = os.path.splitext(name)[0]
+                if LEFT.fullmatch(name) and (lock := self._files.lock(stem)):
                     with suppress(OSError):
                         remove_file(self._files.disk, self._files.path(stem, TEMPORARY_SUFFIX))
                     lock.release()
