@@ -26,7 +26,8 @@ def allow(origin: str | None, origins: Collection[str]) -> Mapping[str, str]:
         return {"access-control-allow-origin": "*", "access-control-expose-headers": EXPOSED}
     if not origins:
         return {}
-    if origin is None or origin.lower() not in origins:
+    # What browsers send is ASCII, and so is a header of ours.
+    if origin is None or not origin.isascii() or origin.lower() not in origins:
         return {"vary": "Origin"}
     return {"access-control-allow-origin": origin, "access-control-expose-headers": EXPOSED, "vary": "Origin"}
 

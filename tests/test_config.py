@@ -328,6 +328,13 @@ def test_what_is_no_origin_is_refused(tmp_path: Path, origin: str) -> None:
     assert ["$.gateway.openai_api.cors_origins[0]"] == addresses(tmp_path, api(cors_origins=[origin]))
 
 
+@pytest.mark.parametrize("origin", ["http://ex\u00e4mple.de", "http://\u212a.de"])
+def test_origin_that_no_browser_sends_is_refused(tmp_path: Path, origin: str) -> None:
+    ((address, message),) = problems(tmp_path, api(cors_origins=[origin]))
+    assert "$.gateway.openai_api.cors_origins[0]" == address
+    assert "Punycode" in message
+
+
 def test_capitals_of_an_origin_do_not_count(tmp_path: Path) -> None:
     assert ("http://nas.lan",) == load(tmp_path, api(cors_origins=["HTTP://NAS.lan"])).gateway.openai_api.cors_origins
 

@@ -165,6 +165,14 @@ async def test_preflight_that_no_browser_sends_is_answered(
     assert "access-control-allow-headers" not in answer.headers
 
 
+@pytest.mark.parametrize("origins", [["*"], [PAGE], ["http://\u00e9\u00ff"], []])
+def test_origin_beyond_ascii_gets_nothing_that_is(origins: list[str]) -> None:
+    allowed = cors.allow("http://\u00e9\u00ff", origins)
+
+    assert all(map(str.isascii, allowed.values()))
+    assert ("access-control-allow-origin" in allowed) == (origins == ["*"])
+
+
 @pytest.mark.parametrize("value", ["x-a\nx-b: 1", "x\x00", "é", "a;b", '"a"', ""])
 def test_only_names_of_headers_are_granted(value: str) -> None:
     assert "access-control-allow-headers" not in cors.allow_preflight(value, False)

@@ -174,6 +174,7 @@ LogLevel = Annotated[str, str.lower, one_of("debug", "info", "warn", "warning", 
 ProxyUrl = Annotated[str, lambda text: check_url(text, ("http", "https", "socks5", "socks5h"), may_have_user=True)]
 Origin = Annotated[
     str,
+    satisfies(str.isascii, "must be ASCII: a name beyond it is sent by browsers in its Punycode form, xn--..."),
     str.lower,
     matches(r"\*|[a-z][a-z0-9+.-]*://[^\s/,?#@]+", 'must be "*" or scheme://host[:port], without a slash at its end'),
 ]
