@@ -9,12 +9,16 @@ Source: the manual page sd_notify(3).
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Mapping
 
 import attrs
 import structlog
 import trio
+
+# The C library's own reader takes 64 bits.
+WATCHDOG_USEC = re.compile(r"0*[1-9][0-9]{0,17}")
 
 log = structlog.stdlib.get_logger("picoclaw_trio.supervisor")
 
@@ -33,9 +37,8 @@ class Supervisor:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Supervisor:
-        watched_pid = environ.get("WATCHDOG_PID")
-        is_watched = "WATCHDOG_USEC" in environ and watched_pid in (None, str(os.getpid()))
-        timeout = int(environ["WATCHDOG_USEC"]) / 1e6 if is_watched else None
+        is_ours = environ.get("WATCHDOG_PID") in (None, "", str(os.getpid()))
+        timeout = _watchdog_timeout(environ.get("WATCHDOG_USEC", "")) if is_ours else None
         return cls(environ.get("NOTIFY_SOCKET") or None, timeout)
 
     def notify(self, *lines: str) -> None:
@@ -59,3 +62,12 @@ class Supervisor:
             while True:
                 self.notify("WATCHDOG=1")
                 await trio.sleep(self.watchdog_timeout / 3)
+
+
+def _watchdog_timeout(text: str) -> float | None:
+    """Seconds, from microseconds; None where there are none. A start must not fail for what only watches it."""
+    if WATCHDOG_USEC.fullmatch(text):
+        return int(text) / 1e6
+    if text:
+        log.warning("WATCHDOG_USEC is no number of microseconds, so nobody is told that we live", value=text[:100])
+    return None
