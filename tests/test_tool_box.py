@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from picoclaw_trio.replies import Progress, ToolFinished, ToolStarted
 from picoclaw_trio.shapes import Json
 from picoclaw_trio.tools import Limits, Tool, ToolBox, ToolError, ToolResult
-from picoclaw_trio.tools.box import MAX_CALLS
+from picoclaw_trio.tools.box import MAX_CALLS, MAX_DEPTH
 from picoclaw_trio.upstream import discard
 
 Run = Callable[[Mapping[str, Json]], Awaitable[str]]
@@ -63,6 +63,23 @@ async def test_a_result_goes_to_the_call_that_asked() -> None:
 async def test_arguments_that_are_no_object_are_told(arguments: Json) -> None:
     result = await run_one(box(("greet", greet)), call("greet", arguments))
     assert ToolResult("c1", "Error: The arguments are not a JSON object.", True) == result
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}"), ('[1,{"b":2,"a":', "}]")])
+@pytest.mark.parametrize("as_object", [False, True])
+async def test_arguments_may_be_nested_to_a_depth(opening: str, closing: str, as_object: bool) -> None:
+    async def echo(arguments: Mapping[str, Json]) -> str:
+        return "ok"
+
+    step = opening.count("[") + opening.count("{")
+    for levels, text in (
+        (MAX_DEPTH // step - 1, "ok"),
+        (MAX_DEPTH // step, f"Error: The arguments are nested deeper than {MAX_DEPTH}."),
+        (200, f"Error: The arguments are nested deeper than {MAX_DEPTH}."),
+    ):
+        arguments = f'{{"x":{opening * levels}0{closing * levels}}}'
+        result = await run_one(box(("echo", echo)), call("echo", orjson.loads(arguments) if as_object else arguments))
+        assert text == result.text
 
 
 async def test_a_name_that_is_not_there_is_told_with_those_that_are() -> None:

@@ -25,6 +25,8 @@ log = structlog.stdlib.get_logger("picoclaw_trio.tools")
 
 # Calls of one reply that are looked at. A model that makes more is out of its mind.
 MAX_CALLS = 64
+# Objects and lists within others. What a tool takes has a few; parsers behind it give up at various depths, some badly.
+MAX_DEPTH = 64
 
 
 class Tell(Protocol):
@@ -137,17 +139,26 @@ def _schema(tool: Tool) -> Json:
 def _decode_arguments(arguments: Json) -> Mapping[str, Json]:
     """
     Raises:
-        ToolError: they are no JSON object.
+        ToolError: they are no JSON object, or one that is nested too deep.
     """
-    if isinstance(arguments, dict):  # some upstreams give the object itself
-        return arguments
     try:
-        decoded = orjson.loads(arguments or "{}")
+        # Some upstreams give the object itself.
+        decoded = arguments if isinstance(arguments, dict) else orjson.loads(arguments or "{}")
     except (orjson.JSONDecodeError, TypeError):
         decoded = None
     if not isinstance(decoded, dict):
         raise ToolError("The arguments are not a JSON object.")
+    if _is_deep(decoded):
+        raise ToolError(f"The arguments are nested deeper than {MAX_DEPTH}.")
     return decoded
+
+
+def _is_deep(value: Json) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        items = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [inner for inner in items if isinstance(inner, dict | list)]
+    return bool(level)
 
 
 def _too_many(call: Mapping[str, Json]) -> ToolResult:
