@@ -194,7 +194,7 @@ async def test_header_names_have_no_case(pool: ConnectionPool) -> None:
         assert ["7", "7", "1", None] == got
 
 
-async def test_chunks_come_as_they_arrive(pool: ConnectionPool) -> None:
+async def test_pieces_come_as_they_arrive(pool: ConnectionPool) -> None:
     go_on, stop = trio.Event(), trio.Event()
 
     async def script(stream: trio.abc.Stream) -> None:
@@ -206,12 +206,11 @@ async def test_chunks_come_as_they_arrive(pool: ConnectionPool) -> None:
         await stream.send_all(b"0\r\n\r\n")
 
     async with open_upstream(script) as upstream, pool.post(parse_url(upstream.url), [], b"") as response:
-        chunks = response.chunks()
-        assert b"one" == await anext(chunks)
+        assert b"one" == await response.receive()
         go_on.set()
-        assert b"twothree" == await anext(chunks)
+        assert b"twothree" == await response.receive()
         stop.set()
-        assert [] == [chunk async for chunk in chunks]
+        assert b"" == await response.receive()
 
 
 async def test_slow_reader_stops_the_upstream(pool: ConnectionPool) -> None:

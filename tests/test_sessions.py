@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from state_disks import NEVER, held
 
 from picoclaw_trio.errors import RequestError
-from picoclaw_trio.state.sessions import NO_CHANGE, SessionInfo, open_sessions
+from picoclaw_trio.state.changes import NO_CHANGE
+from picoclaw_trio.state.sessions import SessionInfo, open_sessions
 from picoclaw_trio.state.storage import DOCUMENT_NAME, JOURNAL_NAME
 
 HOUR = 3600

@@ -36,8 +36,9 @@ from state_disks import (
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from picoclaw_trio.errors import StateError
+from picoclaw_trio.state.changes import NO_CHANGE, Change
 from picoclaw_trio.state.disk import Disk
-from picoclaw_trio.state.sessions import NO_CHANGE, Change, Sessions, open_sessions
+from picoclaw_trio.state.sessions import Sessions, open_sessions
 from picoclaw_trio.state.statefile import WRITE_TIMEOUT, Folding
 from picoclaw_trio.state.storage import DOCUMENT_NAME, JOURNAL_NAME, LOCK_NAME
 

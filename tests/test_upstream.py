@@ -21,7 +21,7 @@ from picoclaw_trio.http_target import Take
 from picoclaw_trio.plan import Caller, TurnPlan
 from picoclaw_trio.replies import Delta, ExtraDelta, Progress, ReplyStarted, TextDelta, ToolCallDelta, Usage
 from picoclaw_trio.routing import FALL_BACK, GIVE_UP, ON_FAILURE, RETRY, Route, Router, Target
-from picoclaw_trio.state.sessions import NO_CHANGE
+from picoclaw_trio.state import NO_CHANGE
 from picoclaw_trio.upstream import Emit, RetryPolicy, Upstream, discard
 from picoclaw_trio.upstream_reply import Chunk
 from picoclaw_trio.upstream_request import UpstreamRequest

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TypeAlias
 
@@ -240,13 +240,8 @@ class Response:
             pieces.append(piece)
         return b"".join(pieces)
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The rest of the body, unpacked, each piece as it comes. Nothing is read ahead of the reader."""
-        while piece := await self.receive():
-            yield piece
-
     async def receive(self) -> bytes:
-        """The next piece of the body, unpacked, at most 64 KiB; b"" at its end.
+        """The next piece of the body, unpacked, at most 64 KiB; b"" at its end. Nothing is read ahead of the reader.
 
         Raises:
             ConnectionLost: it broke off, with ``answered`` true.

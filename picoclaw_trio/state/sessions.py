@@ -17,12 +17,10 @@ from pathlib import Path
 import attrs
 
 from ..errors import RequestError
-from .changes import NO_CHANGE, Change
+from .changes import Change
 from .disk import Disk
 from .records import GLOBAL, MAX_TIME, Row, Rows, encode_document
 from .statefile import Folding, StateFile, open_state
-
-__all__ = ["NO_CHANGE", "Change", "SessionInfo", "Sessions", "open_sessions"]
 
 MAX_USE_DELAY = 3600.0
 USE_SHARE = 16
