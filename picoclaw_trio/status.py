@@ -11,7 +11,7 @@ import http.client
 import re
 from collections.abc import Iterator, Mapping
 
-from .config import Config, GatewayConfig
+from .config import Config, GatewayConfig, reachable
 from .gateway import default_alias
 from .workspace import Workspace
 
@@ -53,7 +53,7 @@ def describe_unusable(path: str, environ: Mapping[str, str]) -> Iterator[str]:
 
 def _describe_server(host: str, port: int, token: str) -> Iterator[str]:
     """What is at the address; a server that listens everywhere is asked on loopback."""
-    asked = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - read, not bound
+    asked = reachable(host)
     try:
         status, _ = _get(asked, port, "/ready", token)
         yield f"server:        {'ready' if status == 200 else f'not ready (status {status})'} at {asked} port {port}"

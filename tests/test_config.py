@@ -25,6 +25,7 @@ from picoclaw_trio.config import (
     config_path,
     create_first_config,
     load_config,
+    reachable,
 )
 from picoclaw_trio.config.checks import check_url
 from picoclaw_trio.config.sources import read_secret
@@ -358,6 +359,13 @@ def test_header_with_a_secret_or_an_illegal_name_names_no_session(name: str, tmp
 def test_host_may_be_several(tmp_path: Path, host: str, hosts: tuple[str, ...]) -> None:
     gateway = load(tmp_path, {"gateway": {"host": host}}).gateway
     assert (host, hosts) == (gateway.host, gateway.hosts)
+
+
+@pytest.mark.parametrize(
+    ("host", "asked"), [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("10.0.0.1", "10.0.0.1"), ("nas.lan", "nas.lan")]
+)
+def test_server_that_listens_everywhere_is_asked_on_loopback(host: str, asked: str) -> None:
+    assert asked == reachable(host)
 
 
 @pytest.mark.parametrize("host", ["a b", "a,", "http://x", "x:80", "[::1", ":::", "a..b", "h\n"])

@@ -177,6 +177,16 @@ def test_what_the_environment_says_counts_in_what_is_told(tmp_path: Path) -> Non
     assert not any(secret in result.output for secret in ("sk-of-the-environment", token))
 
 
+@pytest.mark.parametrize(
+    ("host", "shown"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("fd00::5", "[fd00::5]"), ("nas.lan", "nas.lan")]
+)
+def test_address_to_ask_is_one_that_can_be_asked(host: str, shown: str, tmp_path: Path) -> None:
+    config = make_config()
+    write_config(tmp_path, {**config, "gateway": {**config["gateway"], "host": host, "port": 1234}})
+
+    assert f"curl http://{shown}:1234/v1/chat/completions" in answered(tmp_path).output
+
+
 # With questions
 
 

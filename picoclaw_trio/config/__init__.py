@@ -1,5 +1,6 @@
 """The configuration: the file and the environment -> a frozen ``Config``, or every problem at once, with addresses."""
 
+from .checks import reachable
 from .judge import load_config
 from .models import ModelConfig
 from .secret import Secret
@@ -48,6 +49,7 @@ __all__ = [
     "first_config",
     "load_config",
     "make_folders",
+    "reachable",
     "stamps_of",
     "write_new",
 ]

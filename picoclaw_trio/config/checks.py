@@ -84,6 +84,11 @@ def hosts_of(host: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(chain.from_iterable(hosts)))
 
 
+def reachable(host: str) -> str:
+    """Where a server that listens at *host* can be asked: on loopback, if it listens everywhere."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - read, not bound
+
+
 def check_url(text: str, schemes: tuple[str, ...], *, may_have_user: bool = False) -> str:
     """*text* without slashes at its end, if it is an address that a client could connect to.
 

@@ -19,6 +19,7 @@ import h11
 import orjson
 import trio
 
+from ..config import reachable
 from ..config.vendors import VENDORS
 
 # A server on this machine answers within milliseconds, or is busy loading a model.
@@ -128,7 +129,7 @@ def _ollama_base(named: str) -> str | None:
     except ValueError:
         return None
     # An address to listen on: every one of this machine's, loopback among them.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - read, not bound
+    host = reachable(host)
     if parts.scheme != "http" or not _is_loopback(host):
         return None
     if port == 11434 and host in ("localhost", "127.0.0.1"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ..config import Config
+from ..config import Config, reachable
 
 
 def curl_line(address: str, token: str) -> str:
@@ -47,10 +47,9 @@ def _describe_asking(config: Config, token: str | None) -> Iterator[str]:
     if not api.enabled:
         yield "The OpenAI API is off: set gateway.openai_api.enabled to true to ask over HTTP."
         return
-    # A server that listens everywhere listens on loopback too.
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(gateway.hosts[0], gateway.hosts[0])  # noqa: S104 - read, not bound
+    host = reachable(gateway.hosts[0])
     yield "Then ask it:" if token else "Then ask it, with one of gateway.openai_api.bearer_tokens as TOKEN:"
-    yield curl_line(f"http://{host}:{gateway.port}", token or "TOKEN")
+    yield curl_line(f"http://{f'[{host}]' if ':' in host else host}:{gateway.port}", token or "TOKEN")
 
 
 def _describe_rights(config: Config) -> Iterator[str]:
