@@ -28,8 +28,6 @@ MAX_PORT = 65535
 
 
 class Commands(click.Group):
-    """The group of all commands."""
-
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Help and version are printed outside of any command's own care for failures."""
         try:
@@ -176,16 +174,9 @@ def models() -> None:
 def status() -> None:
     """Show the configuration as it stands now and whether a server answers at its address."""
     with _failures_told():
-        from .errors import ConfigError
-        from .status import describe, describe_unusable
+        from .status import describe
 
-        try:
-            config = _load()
-        except ConfigError as exc:
-            for line in describe_unusable(exc.source, os.environ):
-                click.echo(line)
-            raise
-        for line in describe(config):
+        for line in describe(_load, os.environ):
             click.echo(line)
 
 

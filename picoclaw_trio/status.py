@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import http.client
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from .config import Config, GatewayConfig, reachable
+from .errors import ConfigError
 from .gateway import default_alias
 from .workspace import Workspace
 
@@ -20,8 +21,22 @@ ANSWERS = re.compile(r'^picoclaw_requests_total{status="(\d+)"} ([0-9.e+]+)$', r
 LOAD = re.compile(r"^picoclaw_(turns_running|requests_waiting) ([0-9.e+]+)$", re.MULTILINE)
 
 
-def describe(config: Config) -> Iterator[str]:
-    """Lines for people. Asks the server at the configured address over plain HTTP, with the first of its tokens."""
+def describe(load: Callable[[], Config], environ: Mapping[str, str]) -> Iterator[str]:
+    """Lines for people, of the configuration that *load* gives.
+
+    Raises:
+        ConfigError: it cannot be used; what could be told all the same has been given before.
+    """
+    try:
+        config = load()
+    except ConfigError as exc:
+        yield from _describe_unusable(exc.source, environ)
+        raise
+    yield from _describe_usable(config)
+
+
+def _describe_usable(config: Config) -> Iterator[str]:
+    """Asks the server at the configured address over plain HTTP, with the first of its tokens."""
     gateway, api = config.gateway, config.gateway.openai_api
     yield f"configuration: {f'{config.path}, as it stands now' if config.path else 'none, only defaults'}"
     tokens = len(api.bearer_tokens)
@@ -39,8 +54,8 @@ def describe(config: Config) -> Iterator[str]:
         yield from _describe_server(host, gateway.port, token)
 
 
-def describe_unusable(path: str, environ: Mapping[str, str]) -> Iterator[str]:
-    """Lines for a configuration that cannot be used. Asks at the address of the environment, or the usual one."""
+def _describe_unusable(path: str, environ: Mapping[str, str]) -> Iterator[str]:
+    """Asks at the address of the environment, or the usual one."""
     yield f"configuration: {path}, which cannot be used as it stands now; a server has what it could last use"
     usual, port = GatewayConfig(), environ.get("PICOCLAW_GATEWAY_PORT", "").strip()
     named = GatewayConfig(
