@@ -23,6 +23,8 @@ from .host_requests import Flush, Headers, Stream, refusal
 
 # A client that sends more while it waits for an answer is not read further until it has that answer.
 MAX_AHEAD_BYTES = 2**16
+# Pieces of a body that are taken in one go. A read is one, but for a client that sends byte by byte.
+MAX_PIECES = 64
 AUTHORITY = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 
 
@@ -89,6 +91,7 @@ class H11(H11Protocol):
     # What comes
 
     async def _handle_events(self) -> None:
+        pieces = 0
         while not self.gone:
             try:
                 event = self.connection.next_event()
@@ -99,6 +102,9 @@ class H11(H11Protocol):
                 await self._begin(event)
             elif isinstance(event, h11.Data) and self.stream is not None:
                 await self.stream.handle(Body(STREAM_ID, event.data))
+                pieces += 1
+                if pieces % MAX_PIECES == 0:
+                    await trio.lowlevel.cancel_shielded_checkpoint()  # so that the others have their turn
             elif isinstance(event, h11.EndOfMessage) and self.stream is not None:
                 await self.stream.handle(EndBody(STREAM_ID))
             elif event is h11.PAUSED:

@@ -23,6 +23,22 @@ from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, BUFFER_LOW_WATER, BufferCom
 from .host_connection import PIECE, Connection, Guard
 from .host_requests import Headers, refusal
 
+# Bytes that are taken at once: with the shortest frames that is some 200 of them, or 80 requests.
+SLICE = 2**11
+# Frames that cost us alone: so many at once, and so many a second. An application that resets all its 100 streams now
+# and then, or asks a few times a second whether we live, stays far below.
+MAX_CREDIT = 500.0
+CREDIT_RATE = 100.0
+# Bytes below which a frame of a body is one of them, at a tenth: some clients send their JSON token by token.
+TINY_DATA = 16
+FRAMES_FOR_NOTHING = (
+    h2.events.StreamReset,
+    h2.events.PingReceived,
+    h2.events.PingAckReceived,
+    h2.events.RemoteSettingsChanged,
+    h2.events.SettingsAcknowledged,
+)
+
 
 class Stalled(Exception):
     """The client keeps a stream's window shut."""
@@ -73,6 +89,7 @@ class Buffer(StreamBuffer):
 class H2(H2Protocol):
     """HTTP/2. In place of ``H2Protocol``, where
 
+    * a read of 64 KiB is thousands of frames, which keep all others waiting, and a client may send them without end;
     * data after the answer, a path that is not ASCII, CONNECT, or a thousand priorities end the server;
     * data after the answer is never acknowledged, so that the connection's window shrinks until nothing moves;
     * an application that writes waits for ever when the client closes the connection, or opens no window;
@@ -86,6 +103,7 @@ class H2(H2Protocol):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.guarding = trio.CancelScope()
+        self.credit = Credit()
 
     async def initiate(self, headers: list[tuple[bytes, bytes]] | None = None, settings: bytes | None = None) -> None:
         self.task_group.spawn(self._guard)
@@ -96,11 +114,38 @@ class H2(H2Protocol):
             await self.send(Guard())
 
     async def handle(self, event: ConnectionEvent) -> None:
-        await super().handle(event)
-        if isinstance(event, Closed):
+        if isinstance(event, RawData):
+            await self._receive(event.data)
+        elif isinstance(event, Closed):
+            await super().handle(event)
             self.guarding.cancel()
             for buffer in self.stream_buffers.values():
                 await buffer.close()
+
+    async def _receive(self, data: bytes) -> None:
+        """Take in what was read, a little at a time; in between the others have their turn."""
+        for start in range(0, len(data), SLICE):
+            is_last = start + SLICE >= len(data)
+            try:
+                events = self.connection.receive_data(data[start : start + SLICE])
+            except h2.exceptions.ProtocolError:
+                await self._hang_up()
+                return
+            if not (events or is_last):
+                continue  # within a larger frame
+            if not self.credit.spend(sum(map(cost, events))):
+                self.connection.close_connection(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
+                await self._hang_up()
+                return
+            await self._handle_events(events)
+            if self.closed:
+                return
+            if not is_last:
+                await trio.lowlevel.cancel_shielded_checkpoint()  # what was read is not to be lost
+
+    async def _hang_up(self) -> None:
+        await self._flush()
+        await self.send(Closed())
 
     async def _handle_events(self, events: list[h2.events.Event]) -> None:
         for event in events:
@@ -189,3 +234,27 @@ def is_for_us(headers: Headers) -> bool:
     fields = dict(headers)
     method, path = fields.get(b":method", b""), fields.get(b":path", b"")
     return method.isascii() and method != b"CONNECT" and path.isascii() and path[:1] in (b"/", b"*")
+
+
+class Credit:
+    """What a client may still send of the frames that cost us alone."""
+
+    def __init__(self) -> None:
+        self.left = MAX_CREDIT
+        self.counted_at = trio.current_time()
+
+    def spend(self, amount: float) -> bool:
+        """Whether there was so much left."""
+        now = trio.current_time()
+        self.left = min(MAX_CREDIT, self.left + CREDIT_RATE * (now - self.counted_at)) - amount
+        self.counted_at = now
+        return self.left >= 0
+
+
+def cost(event: h2.events.Event) -> float:
+    """What of its client's credit a frame takes."""
+    if isinstance(event, h2.events.DataReceived):
+        if event.stream_ended is not None or len(event.data) >= TINY_DATA:
+            return 0.0
+        return 0.1 if event.data else 1.0
+    return float(isinstance(event, FRAMES_FOR_NOTHING))

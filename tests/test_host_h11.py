@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -255,3 +256,38 @@ async def test_no_continue_when_the_request_is_refused_unread() -> None:
 async def test_no_continue_for_who_has_sent_the_body_already() -> None:
     async with serving(read_or_refuse) as port, connect(port) as client:
         assert (200, b"body") == ((asked := await client.ask(EXPECT % b"/read" + b"body")).status, asked.body)
+
+
+# Bodies
+
+
+async def test_body_that_comes_byte_by_byte_lets_others_have_their_turn() -> None:
+    turns = 0
+    taken: list[int] = []
+    whole = trio.Event()
+
+    def take(message: Any) -> None:
+        taken.append(turns)
+        if not message.get("more_body", False):
+            whole.set()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        receive.__self__.attach(take)
+        await whole.wait()
+        await answer(send, b"")
+
+    async with serving(answering(app)) as port, connect(port) as client, trio.open_nursery() as nursery:
+
+        async def take_turns() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        nursery.start_soon(take_turns)
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        assert 200 == (await client.ask(head + b"1\r\nx\r\n" * 2000 + b"0\r\n\r\n")).status
+        nursery.cancel_scope.cancel()
+
+    assert 2002 == len(taken)  # the end of the body, and that of the request, too
+    assert max(Counter(taken).values()) < 200

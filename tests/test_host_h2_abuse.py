@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -10,7 +12,7 @@ import h2.events
 import pytest
 import trio
 import trio.testing
-from host_client import WAIT, Client, Slow, answer, answering, connect, connect2, hello, serving
+from host_client import WAIT, Slow, answer, answering, connect, connect2, hello, read_body, serving
 from hyperframe.frame import (
     ContinuationFrame,
     DataFrame,
@@ -83,19 +85,25 @@ async def test_http2_nonsense_ends_its_own_connection_in_bounded_time(name: str)
 MANY = 2000
 
 
-async def read_all(client: Client) -> None:
-    with suppress(trio.BrokenResourceError):
-        while await client.stream.receive_some():
-            pass
-
-
-async def flood(port: int, *frames: bytes) -> None:
+async def flood(port: int, *frames: bytes) -> list[Frame]:
+    """Send all this, as far as the server takes it, and give what comes until it closes."""
     async with connect(port) as client, trio.open_nursery() as nursery:
-        nursery.start_soon(read_all, client)
-        with suppress(trio.BrokenResourceError):  # the server has had enough
-            for frame in (PREFACE, *frames):
-                await client.send(frame)
-        nursery.cancel_scope.cancel()
+
+        async def send() -> None:
+            with suppress(trio.BrokenResourceError):  # the server has had enough
+                for frame in (PREFACE, *frames):
+                    await client.send(frame)
+
+        nursery.start_soon(send)
+        return [*frames_of((await client.read_to_the_end()).removesuffix(b"<reset>"))]
+
+
+def frames_of(data: bytes) -> Iterator[Frame]:
+    while data:
+        frame, length = Frame.parse_frame_header(memoryview(data[:9]))
+        frame.parse_body(memoryview(data[9 : 9 + length]))
+        yield frame
+        data = data[9 + length :]
 
 
 def opened_and_reset(number: int) -> bytes:
@@ -104,25 +112,87 @@ def opened_and_reset(number: int) -> bytes:
     return headers + RstStreamFrame(stream_id, error_code=8).serialize()
 
 
-@pytest.mark.parametrize("kind", ["resets", "pings", "settings", "empty data"])
-async def test_http2_flood_of_cheap_frames_holds_up_nobody_and_leaves_nothing(kind: str) -> None:
-    frames = {
-        "resets": [opened_and_reset(number) for number in range(MANY)],
-        "pings": [PingFrame(0, b"12345678").serialize()] * MANY,
-        "settings": [SettingsFrame(0, settings={SettingsFrame.HEADER_TABLE_SIZE: 100}).serialize()] * MANY,
-        "empty data": [
-            HeadersFrame(1, bytes.fromhex("838684") + b"\x41\x01x", flags=["END_HEADERS"]).serialize(),
-            *[DataFrame(1, b"").serialize()] * MANY,
-        ],
-    }[kind]
-    async with serving(answering(Slow())) as port:
+BEGUN = HeadersFrame(1, bytes.fromhex("838684") + b"\x41\x01x", flags=["END_HEADERS"]).serialize()
+FLOODS = {
+    "resets": [opened_and_reset(number) for number in range(MANY)],
+    "pings": [PingFrame(0, b"12345678").serialize()] * MANY,
+    "answers to pings": [PingFrame(0, b"12345678", flags=["ACK"]).serialize()] * MANY,
+    "settings": [SettingsFrame(0, settings={SettingsFrame.HEADER_TABLE_SIZE: 100}).serialize()] * MANY,
+    "empty data": [BEGUN, *[DataFrame(1, b"").serialize()] * MANY],
+    "padding": [BEGUN, *[DataFrame(1, b"", pad_length=9, flags=["PADDED"]).serialize()] * MANY],
+    "data byte by byte": [BEGUN, *[DataFrame(1, b"x").serialize()] * 10 * MANY],
+}
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_http2_flood_of_cheap_frames_ends_its_connection_and_leaves_nothing(kind: str, at_once: bool) -> None:
+    slow, begun = Slow(), 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal begun
+        begun += 1
+        await slow(scope, receive, send)
+
+    async with serving(answering(app)) as port:
         await trio.testing.wait_all_tasks_blocked()
         tasks = trio.lowlevel.current_statistics().tasks_living
-        await flood(port, *frames)
+        frames = FLOODS[kind]
+        answers = await flood(port, *([b"".join(frames)] if at_once else frames))
         with trio.fail_after(2 * WAIT):
             while trio.lowlevel.current_statistics().tasks_living > tasks:
                 await trio.testing.wait_all_tasks_blocked(0.01)
+
+    [goodbye] = [frame for frame in answers if isinstance(frame, GoAwayFrame)]
+    assert h2.errors.ErrorCodes.ENHANCE_YOUR_CALM == goodbye.error_code
+    assert begun < MANY / 2  # 500 at once, and what the time of the flood allows
     # The server ends only when no task is left, not even a parked one.
+
+
+async def test_http2_client_may_give_up_all_its_streams_now_and_then() -> None:
+    async with serving(answering(Slow())) as port, connect2(port) as client:
+        for _ in range(3):
+            for stream_id in [client.open_stream() for _ in range(100)]:
+                client.connection.reset_stream(stream_id, h2.errors.ErrorCodes.CANCEL)
+            client.connection.ping(b"12345678")
+            await client.wait_event(h2.events.PingAckReceived)
+
+
+async def test_http2_body_may_come_token_by_token() -> None:
+    async def echo(scope: Any, receive: Any, send: Any) -> None:
+        await answer(send, await read_body(receive))
+
+    async with serving(answering(echo)) as port, connect2(port) as client:
+        stream_id = client.open_stream((":method", "POST"), end=False)
+        for _ in range(2000):
+            client.connection.send_data(stream_id, b"ab, ")
+            await client.flush()
+        client.connection.end_stream(stream_id)
+        assert b"ab, " * 2000 == (await client.read_answer(stream_id)).body
+
+
+async def test_http2_frames_that_come_at_once_let_others_have_their_turn() -> None:
+    turns = 0
+    begun: list[int] = []
+
+    async def note(scope: Any, receive: Any, send: Any) -> None:
+        begun.append(turns)
+        await answer(send, b"")
+
+    async with serving(answering(note)) as port, trio.open_nursery() as nursery:
+
+        async def take_turns() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        nursery.start_soon(take_turns)
+        await flood(port, b"".join(FLOODS["resets"][:400]) + GoAwayFrame(0).serialize())
+        nursery.cancel_scope.cancel()
+
+    assert 400 == len(begun)
+    assert max(Counter(begun).values()) < 200
 
 
 @pytest.mark.parametrize("moment", ["with its headers", "within its body", "while it is answered", "after its end"])
