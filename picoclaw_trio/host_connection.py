@@ -80,10 +80,10 @@ class IdleDeadline:
 class ReadAhead(Event):
     """Asks the connection to read on while an answer is under way, so that the client's leaving is seen.
 
-    Every piece goes to *keep*, the empty one at the end too, until that returns False.
+    What comes next goes to *keep*; at the end that is nothing.
     """
 
-    def __init__(self, keep: Callable[[bytes], bool]) -> None:
+    def __init__(self, keep: Callable[[bytes], None]) -> None:
         self.keep = keep
 
 
@@ -152,8 +152,7 @@ class Connection(TCPServer):
             else:
                 self.idle.stop()
         elif isinstance(event, ReadAhead):
-            while event.keep(await self._receive()):
-                pass
+            event.keep(await self._receive())
         elif isinstance(event, Guard):
             await self._guard()
         elif isinstance(event, Closed):

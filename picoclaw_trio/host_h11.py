@@ -21,8 +21,11 @@ from hypercorn.protocol.h11 import STREAM_ID, H2ProtocolAssumedError, H11Protoco
 from .host_connection import ReadAhead
 from .host_requests import Flush, Headers, Stream, refusal
 
-# A client that sends more while it waits for an answer is not read further until it has that answer.
-MAX_AHEAD_BYTES = 2**16
+# A client that has sent so much behind its request is not read further until it has its answer; but after a pause all
+# the same, for what it has sent hides that it has gone. Who sends more than the second figure is cut off.
+AHEAD_BYTES = 2**16
+MAX_AHEAD_BYTES = 2**18
+AHEAD_PAUSE = 1.0
 # Pieces of a body that are taken in one go. A read is one, but for a client that sends byte by byte.
 MAX_PIECES = 64
 AUTHORITY = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
@@ -142,18 +145,22 @@ class H11(H11Protocol):
         await self.context.mark_request()
 
     async def _read_ahead(self) -> None:
-        """Wait until the answer under way has been given, or the client has gone."""
+        """Wait until the answer under way has been given, or the client has gone, or has sent far too much."""
         with trio.CancelScope() as self.parked:
-            await self.send(ReadAhead(self._keep))
-            if self.connection.trailing_data[1]:
-                await self.handle(Closed())
-            else:
-                await trio.sleep_forever()
+            while not self.gone:
+                ahead, ended = self.connection.trailing_data
+                if ended:
+                    await self.handle(Closed())
+                elif len(ahead) > MAX_AHEAD_BYTES:
+                    await self.send(Closed())
+                else:
+                    if len(ahead) >= AHEAD_BYTES:
+                        await trio.sleep(AHEAD_PAUSE)
+                    await self.send(ReadAhead(self._keep))
         self.parked = None
 
-    def _keep(self, data: bytes) -> bool:
+    def _keep(self, data: bytes) -> None:
         self.connection.receive_data(data)
-        return data != b"" and len(self.connection.trailing_data[0]) < MAX_AHEAD_BYTES
 
     def _resume(self) -> None:
         if self.parked is not None:
