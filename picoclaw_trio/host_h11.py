@@ -51,6 +51,7 @@ class H11(H11Protocol):
     """HTTP/1.1. In place of ``H11Protocol``, where
 
     * bytes behind a request, be it one blank line, hide that the client has gone, and park the reader for ever;
+    * any byte behind the last request of a connection is an error, and takes the answer's place;
     * ``Content-Length`` beside ``Transfer-Encoding``, and any version of HTTP, are accepted;
     * an upgrade to a WebSocket followed by one byte, or with a non-ASCII extension, ends the server;
     * ``100 Continue`` is sent before the application has seen the head;
@@ -72,7 +73,7 @@ class H11(H11Protocol):
 
     async def handle(self, event: ConnectionEvent) -> None:
         if isinstance(event, RawData):
-            if not self.gone:
+            if not (self.gone or self._has_last_request()):
                 await self._receive(event.data)
         elif isinstance(event, Closed):
             self.gone = True
@@ -91,11 +92,15 @@ class H11(H11Protocol):
     def _is_between_requests(self) -> bool:
         return self.connection.their_state in (h11.IDLE, h11.DONE) and not self.connection.trailing_data[0]
 
+    def _has_last_request(self) -> bool:
+        """Whether the connection's last request is whole: what follows is ignored (RFC 9112 9.6)."""
+        return self.connection.their_state in (h11.MUST_CLOSE, h11.CLOSED)
+
     # What comes
 
     async def _handle_events(self) -> None:
         pieces = 0
-        while not self.gone:
+        while not (self.gone or self._has_last_request()):
             try:
                 event = self.connection.next_event()
             except h11.RemoteProtocolError as error:

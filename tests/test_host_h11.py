@@ -142,6 +142,37 @@ async def test_blank_lines_alone_are_no_end_of_the_connection() -> None:
         assert 200 == (await client.ask()).status
 
 
+LAST = [POST.replace(b"Host", b"Connection: close\r\nHost"), POST.replace(b"/1.1", b"/1.0")]
+
+
+@pytest.mark.parametrize("request_", LAST)
+@pytest.mark.parametrize("extra", [b"\r\n", b"x", GET, b"x" * 300_000])
+@pytest.mark.parametrize("when", ["with it", "during its turn"])
+async def test_what_follows_the_last_request_is_ignored(request_: bytes, extra: bytes, when: str) -> None:
+    slow = Slow()
+    async with serving(answering(slow)) as port, connect(port) as client:
+        await client.send(request_ + (extra if when == "with it" else b""))
+        await slow.began.wait()
+        if when == "during its turn":
+            await client.send(extra)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert not slow.left.is_set()
+        slow.go_on.set()
+        assert (200, b"/") == ((last := await client.read_answer()).status, last.body)
+        assert b"" == await client.read_to_the_end()
+
+
+@pytest.mark.parametrize("request_", LAST)
+async def test_client_that_leaves_during_the_last_request_is_noticed(request_: bytes) -> None:
+    slow = Slow()
+    async with serving(answering(slow)) as port:
+        async with connect(port) as client:
+            await client.send(request_ + b"\r\n")
+            await slow.began.wait()
+        with trio.fail_after(WAIT):
+            await slow.left.wait()
+
+
 # What is refused
 
 
