@@ -254,15 +254,17 @@ class Connection(TCPServer):
     async def _finish(self) -> None:
         """Say that nothing more will come. What the client is still sending, the reader throws away for a while.
 
-        To close at once with something unread would reset the connection, and the client may lose the answer.
+        To close at once with something unread would reset the connection, and the client may lose the answer. Over TLS
+        that nothing more will come shows only when we close.
         """
         self.finished = True
         self.idle.scope.deadline = trio.current_time() + LINGER_TIMEOUT
         try:
-            await self.stream.send_eof()
+            if not isinstance(self.stream, trio.SSLStream):
+                await self.stream.send_eof()
             if getattr(self.protocol.protocol, "has_whole_request", False):
                 await self._close()
-        except (AttributeError, trio.BrokenResourceError, trio.ClosedResourceError):  # TLS has no such thing
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
             await self._close()
 
     async def _close(self) -> None:

@@ -285,11 +285,19 @@ async def test_connection_ends_after_the_last_answer(request_: bytes) -> None:
         assert b"" == await client.read_to_the_end()
 
 
-async def test_answer_before_the_whole_request_is_not_lost() -> None:
+@pytest.mark.parametrize("tls", [False, True])
+async def test_answer_before_the_whole_request_is_not_lost(tls: bool, tmp_path: Path) -> None:
     async def refuse(scope: Any, receive: Any, send: Any) -> None:
         await answer(send, b"too much", 413)
 
-    async with serving(answering(refuse)) as port, connect(port) as client:
+    async with AsyncExitStack() as stack:
+        if tls:
+            authority, settings = write_certificate(tmp_path)
+            port = await stack.enter_async_context(serving(answering(refuse), **settings))
+            client = Client(await stack.enter_async_context(connect_tls(port, authority)))
+        else:
+            port = await stack.enter_async_context(serving(answering(refuse)))
+            client = await stack.enter_async_context(connect(port))
         await client.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n")
         for _ in range(200):
             await client.send(bytes(2**16))
