@@ -147,7 +147,9 @@ class Connection(TCPServer):
         if isinstance(event, RawData):
             await self._write(event.data)
         elif isinstance(event, Updated):
-            if event.idle:
+            if self.finished:
+                pass  # a stream that ends now must not lengthen the time to linger
+            elif event.idle:
                 self.idle.start()
             else:
                 self.idle.stop()

@@ -195,6 +195,28 @@ async def test_http2_frames_that_come_at_once_let_others_have_their_turn() -> No
     assert max(Counter(begun).values()) < 200
 
 
+@pytest.mark.parametrize("last", [GoAwayFrame(0), DataFrame(2, b"x")], ids=["goodbye", "error"])
+async def test_http2_connection_that_ends_with_a_stream_open_is_not_kept_as_an_idle_one(last: Frame) -> None:
+    began = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        began.set()
+        await answer(send, b"x")
+
+    async with serving(answering(app), keep_alive_timeout=60.0) as port:
+        await trio.testing.wait_all_tasks_blocked()
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        async with connect(port) as client:
+            shut = SettingsFrame(0, settings={SettingsFrame.INITIAL_WINDOW_SIZE: 0})
+            await client.send(PREFACE + bytes_of(shut, HeadersFrame(1, GET, flags=ENDS)))
+            await began.wait()
+            await client.send(bytes_of(last))
+            await client.read_to_the_end()
+            with trio.fail_after(WAIT):  # less than the timeout; and the client does not close
+                while trio.lowlevel.current_statistics().tasks_living > tasks:
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+
+
 @pytest.mark.parametrize("moment", ["with its headers", "within its body", "while it is answered", "after its end"])
 async def test_http2_request_may_be_reset_at_any_moment(moment: str) -> None:
     began, left = trio.Event(), trio.Event()
