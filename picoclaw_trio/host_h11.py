@@ -65,6 +65,7 @@ class H11(H11Protocol):
         self.unsent: list[bytes] = []
         self.gone = False
         self.is_head = False
+        self.asked: Headers = []  # the headers of the request under way
         self.parked: trio.CancelScope | None = None
 
     @property
@@ -124,9 +125,9 @@ class H11(H11Protocol):
         if (request.method, request.target, request.http_version) == (b"PRI", b"*", b"2.0"):
             raise H2ProtocolAssumedError(b"PRI * HTTP/2.0\r\n\r\n" + self.connection.trailing_data[0])
         self.is_head = request.method == b"HEAD"
-        headers = list(request.headers)
+        self.asked = list(request.headers)
         target = origin_form(request.target)
-        if target is None or is_ambiguous(request.http_version, headers):
+        if target is None or is_ambiguous(request.http_version, self.asked):
             await self._refuse(400)
             return
         await self.send(Updated(idle=False))
@@ -143,7 +144,7 @@ class H11(H11Protocol):
             STREAM_ID,
         )
         method, version = request.method.decode("ascii").upper(), request.http_version.decode("ascii")
-        await self.stream.handle(Request(STREAM_ID, headers, version, method, target, self.connection_state))
+        await self.stream.handle(Request(STREAM_ID, self.asked, version, method, target, self.connection_state))
         if self.connection.they_are_waiting_for_100_continue and self.stream.app_put is not None:
             self.stream.app_put.ask = self._send_continue
         self.keep_alive_requests += 1
@@ -203,7 +204,7 @@ class H11(H11Protocol):
         await self.send(Closed())
 
     async def _send_error_response(self, status_code: int) -> None:
-        headers, body = refusal(status_code)
+        headers, body = refusal(status_code, self.asked)
         headers += [(b"connection", b"close"), *self.config.response_headers("h11")]
         self._collect(h11.Response(status_code=status_code, headers=headers))
         if not self.is_head:
@@ -229,7 +230,7 @@ class H11(H11Protocol):
 
     async def _maybe_recycle(self) -> None:
         await self._flush()
-        self.is_head = False
+        self.is_head, self.asked = False, []
         await super()._maybe_recycle()
         ahead = self.connection.trailing_data[0]
         if self.connection.our_state is h11.IDLE and ahead[:1] in (b"\r", b"\n"):

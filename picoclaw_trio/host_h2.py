@@ -153,7 +153,7 @@ class H2(H2Protocol):
                 self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
             elif isinstance(event, h2.events.RequestReceived) and not is_for_us(event.headers):
                 with suppress(h2.exceptions.ProtocolError):  # it may have been reset already
-                    self._refuse(event.stream_id)
+                    self._refuse(event.stream_id, event.headers)
             elif isinstance(event, h2.events.RequestReceived):
                 await self._begin(event)
             elif not isinstance(event, h2.events.PriorityUpdated):  # RFC 9113 5.3.2: may be ignored
@@ -216,8 +216,8 @@ class H2(H2Protocol):
         await self._window_updated(stream_id)
         await self.send(Updated(idle=self.idle))
 
-    def _refuse(self, stream_id: int) -> None:
-        headers, body = refusal(400)
+    def _refuse(self, stream_id: int, asked: Headers) -> None:
+        headers, body = refusal(400, asked)
         fits = len(body) <= self.connection.local_flow_control_window(stream_id)
         self.connection.send_headers(stream_id, [(b":status", b"400"), *headers], end_stream=not fits)
         if fits:

@@ -8,10 +8,11 @@ there; ``host.MENDS`` puts it in place.
 
 from __future__ import annotations
 
+import re
+import secrets
 import time
-import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import orjson
@@ -23,6 +24,8 @@ from hypercorn.trio.task_group import TaskGroup, _handle
 
 Headers = list[tuple[bytes, bytes]]
 
+# It goes back to the client and onto lines of the log.
+SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 # {status: (code, message)}
 REFUSALS = {
     400: ("bad_request", "The request is not valid HTTP, or can be understood in more than one way."),
@@ -33,15 +36,29 @@ REFUSALS = {
 }
 
 
-def refusal(status: int) -> tuple[Headers, bytes]:
-    """Headers and body of an error in OpenAI's shape, for what never reaches the application or was left unanswered."""
+def request_id(asked: Iterable[tuple[bytes, bytes]]) -> str:
+    """The request's id: the client's own, if it sent a sane one, else a new one.
+
+    Args:
+        asked: the request's headers, with lower-case names.
+    """
+    given = next((value for name, value in asked if name == b"x-request-id"), b"")
+    return given.decode("ascii") if SANE_REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(16)}"
+
+
+def refusal(status: int, asked: Iterable[tuple[bytes, bytes]]) -> tuple[Headers, bytes]:
+    """Headers and body of an error in OpenAI's shape, for what never reaches the application or was left unanswered.
+
+    Args:
+        asked: the request's headers, as far as they are known.
+    """
     code, message = REFUSALS.get(status, REFUSALS[400])
     kind = "server_error" if status == 500 else "invalid_request_error"
     body = orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
     return [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
-        (b"x-request-id", b"req_" + uuid.uuid4().hex.encode()),
+        (b"x-request-id", request_id(asked).encode("ascii")),
     ], body
 
 
@@ -155,7 +172,7 @@ class Stream(HTTPStream):
         await super().app_send(message)
 
     async def _send_error_response(self, status_code: int) -> None:
-        headers, body = refusal(status_code)
+        headers, body = refusal(status_code, self.scope["headers"])
         if self.scope["http_version"] != "2":
             headers.append((b"connection", b"close"))
         await self.send(Response(self.stream_id, headers, status_code))

@@ -9,8 +9,6 @@ Editing rule: what is served stands in ``views``; here is what holds for every r
 
 from __future__ import annotations
 
-import re
-import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import lru_cache
@@ -26,6 +24,7 @@ from . import answers, cors, host, host_worker, logs, metrics
 from .config import Config, Stamp, load_config, stamps_of
 from .errors import ConfigError, GatewayError, InternalError, RequestError
 from .gateway import Gateway
+from .host_requests import request_id
 from .http_messages import Body, Connection, HttpAnswer, HttpRequest
 from .request_record import CLIENT_WENT_AWAY, RequestRecord
 from .views import add_routes
@@ -37,7 +36,6 @@ CONFIG_POLL_DELAY = 2.0
 # Seconds by which the number of turns that another worker tells of may be late.
 LOAD_PUBLISH_DELAY = 1.0
 API_PREFIX = "/v1/"
-SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 LoadConfig: TypeAlias = Callable[[], Config]
 OpenGateway: TypeAlias = Callable[[], AbstractAsyncContextManager[Gateway]]
@@ -214,8 +212,7 @@ class GatewayApp(QuartTrio):
 
         None where the view has streamed its answer.
         """
-        given = request.header(b"x-request-id")
-        request.id = given if given and SANE_REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(16)}"
+        request.id = request_id(request.scope["headers"])
         structlog.contextvars.bind_contextvars(request_id=request.id)
         origins = self.gateway.config.gateway.openai_api.cors_origins
         request.answer_headers = {"x-request-id": request.id, **cors.allow(request.header(b"origin"), origins)}

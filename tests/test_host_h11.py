@@ -218,6 +218,28 @@ async def test_what_can_be_understood_in_two_ways_is_refused(status: int, code: 
         assert b"" == await client.read_to_the_end()
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET x HTTP/1.1\r\n%sHost: x\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\n%sContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\n%sTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+async def test_refusal_bears_the_clients_own_id_if_it_is_sane(request_: bytes) -> None:
+    async with serving(answering(Slow())) as port:
+        for given, expected in ((b"my-id", "my-id"), (b"not sane", "req_"), (b"x" * 200, "req_")):
+            async with connect(port) as client:
+                refused = await client.ask(request_ % (b"X-Request-Id: %s\r\n" % given))
+                assert (400, True) == (refused.status, refused.headers["x-request-id"].startswith(expected))
+
+
+async def test_refusal_does_not_bear_the_id_of_an_earlier_request() -> None:
+    async with serving(hello) as port, connect(port) as client:
+        await client.ask(GET.replace(b"Host", b"X-Request-Id: earlier\r\nHost"))
+        assert (await client.ask(b"\x00\r\n\r\n")).headers["x-request-id"].startswith("req_")
+
+
 async def test_refused_head_request_gets_no_body() -> None:
     async with serving(hello) as port, connect(port) as client:
         await client.send(b"HEAD ?a HTTP/1.1\r\nHost: x\r\n\r\n")

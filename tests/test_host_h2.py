@@ -91,11 +91,12 @@ async def test_http2_request_that_is_not_for_us_is_refused(headers: list[tuple[b
         innocent = client.open_stream()
         await client.flush()
         stream_id = client.connection.get_next_available_stream_id()
-        client.connection.send_headers(stream_id, headers, end_stream=True)
+        client.connection.send_headers(stream_id, [*headers, (b"x-request-id", b"my-id")], end_stream=True)
 
         assert b"GET /" == (await client.read_answer(innocent)).body
         refused = await client.read_answer(stream_id)
         assert (400, "bad_request") == (refused.status, refused.error["code"])
+        assert "my-id" == refused.headers["x-request-id"]
 
 
 async def test_http2_request_that_is_refused_and_given_up_at_once_leaves_the_others_whole() -> None:

@@ -32,6 +32,15 @@ async def test_application_that_crashes_is_answered_for() -> None:
         assert b"" == await client.read_to_the_end()
 
 
+@pytest.mark.parametrize(("app", "names", "status"), [(crash, [], 500), (hello, ["y"], 404)])
+async def test_answer_for_the_application_bears_the_clients_own_id(app: Any, names: list[str], status: int) -> None:
+    async with serving(app, server_names=names) as port, connect(port) as client, connect2(port) as client2:
+        asked = await client.ask(GET.replace(b"Host", b"X-Request-Id: my-id\r\nHost"))
+        assert (status, "my-id") == (asked.status, asked.headers["x-request-id"])
+        asked = await client2.read_answer(client2.open_stream(("x-request-id", "my-id")))
+        assert (status, "my-id") == (asked.status, asked.headers["x-request-id"])
+
+
 async def test_application_that_crashes_before_its_body_is_answered_for_too() -> None:
     async def crash_later(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
