@@ -78,6 +78,10 @@ async def raw(server: Here, data: bytes) -> Answer:
         return await connection.ask(data)
 
 
+async def test_target_that_names_no_server_is_an_unknown_path(server: Here) -> None:
+    check_error(await raw(server, b"GET http://[ HTTP/1.1\r\nHost: x\r\n\r\n"), 404, "not_found")
+
+
 # The order of the checks
 
 

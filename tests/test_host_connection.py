@@ -337,6 +337,20 @@ async def test_stop_does_not_wait_for_a_client_that_does_not_begin_tls(sent: byt
         assert b"" == await client.read_to_the_end()
 
 
+async def test_plain_request_to_a_tls_port_costs_its_connection_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority, settings = write_certificate(tmp_path)
+    async with serving(hello, **settings) as port, connect_tls(port, authority) as stream:
+        innocent = Client(stream)
+        for request in (GET, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
+            async with connect(port) as client:
+                await client.send(request)
+                assert b"HTTP" not in await client.read_to_the_end()
+        assert b"GET /" == (await innocent.ask()).body
+    assert [] == caplog.records
+
+
 async def test_tls_client_that_does_not_begin_is_cut_off(tmp_path: Path) -> None:
     _, settings = write_certificate(tmp_path)
     async with serving(hello, ssl_handshake_timeout=0.1, **settings) as port, connect(port) as client:

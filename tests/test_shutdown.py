@@ -242,9 +242,9 @@ def present_workers(folder: Path) -> set[int]:
 
 
 async def stop_idle_worker(server: Server) -> None:
-    before = count_living(server)
+    before = count_living(server.pids())
     send_signal(server, to_group=True)
-    await wait_until(lambda: count_living(server) < before, LIMIT)
+    await wait_until(lambda: count_living(server.pids()) < before, LIMIT)
 
 
 async def check_ends(server: Server) -> None:
@@ -292,6 +292,24 @@ async def test_crash_of_a_worker_during_a_stop_does_not_hurry_the_other(
         assert 0 < len(served) < len(ends)
         with trio.fail_after(LIMIT):
             await server.process.wait()
+
+
+async def test_crash_of_a_worker_ends_the_server_when_the_other_has_answered(
+    tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    async with open_two_workers(tmp_path, upstream, turns=20) as (server, clients, go_on):
+        processes = server.pids()
+        victim, _survivor = present_workers(tmp_path)
+        os.kill(victim, signal.SIGKILL)
+        await wait_not_ready(server)
+        go_on.set()
+        ends = await see_ends(clients)
+        served = [end for end in ends if end.startswith(b"HTTP/1.1 200 ")]
+        assert len(served) + sum(end in {b"", b"<reset>"} for end in ends) == len(ends)
+        assert 0 < len(served) < len(ends)
+        await check_ends(server)
+        await check_nobody_listens(server)
+        await wait_until(lambda: 0 == count_living(processes), LIMIT)
 
 
 async def test_sighup_to_the_master_brings_workers_that_know_of_no_stop(
@@ -386,10 +404,10 @@ async def test_who_is_in_is_served_by_a_worker_that_has_served_enough(
         check_served(await slow.ask(WHOLE[-5:]))
 
 
-def count_living(server: Server) -> int:
-    """The server's processes but for those that have ended, whose command line is empty, or gone with them."""
+def count_living(pids: list[int]) -> int:
+    """These processes but for those that have ended, whose command line is empty, or gone with them."""
     living = 0
-    for pid in server.pids():
+    for pid in pids:
         with suppress(FileNotFoundError, ProcessLookupError):
             living += Path(f"/proc/{pid}/cmdline").read_bytes() != b""
     return living
