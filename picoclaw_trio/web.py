@@ -83,7 +83,6 @@ class GatewayApp(QuartTrio):
                 self._at_start = self.gateway.config
                 await self._run_chores(task_status)
         finally:
-            metrics.forget_this_process()
             self._stopped.set()
 
     async def _run_chores(self, task_status: trio.TaskStatus[None]) -> None:

@@ -17,8 +17,8 @@ MAX_LINES = 300
 # The lobby has no row: it names the version and the application, and starts the mends.
 LOBBY = {"__init__", "__main__", "_version"}
 FORBIDDEN_BELOW = {"trio", "quart", "quart_trio", "hypercorn", "h11", "socket", "ssl", "httpx2", "httpcore2"}
-# The configuration's file is read without Trio, the workers' folder made, and the metrics library told of it.
-MAY_TOUCH_FILES = {"config", "metrics", "worker_folder"}
+# The configuration's file is read without Trio, the workers' folder made, and their numbers written there.
+MAY_TOUCH_FILES = {"config", "shared_numbers", "worker_folder"}
 
 
 @attrs.frozen

@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import sys
@@ -35,6 +36,7 @@ from harness import (
     write_config,
 )
 from serving import logged
+from small_disk import SmallDisk
 
 PATH = "/v1/chat/completions"
 WAIT = 15.0
@@ -406,6 +408,38 @@ async def test_numbers_of_an_earlier_master_of_the_same_process_id_are_gone(tmp_
 
     assert 200 == answer.status_code
     assert 8 == number(answer.text, 'picoclaw_requests_total{status="200"}')
+
+
+MODELS = [f"m{number}" for number in range(30)]  # the numbers of all of them take more than the first blocks
+MANY_MODELS = {**make_config(), "model_list": [{"model_name": name, "model": "echo/echo"} for name in MODELS]}
+
+
+async def test_full_temp_folder_spoils_no_answer(
+    small_disk: SmallDisk, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    small_disk.home.mkdir()
+    home, temp = tmp_path_factory.mktemp("home"), str(small_disk.home)
+    async with open_server(home, MANY_MODELS, "hypercorn", TMPDIR=temp) as server, open_client(server.url) as client:
+        small_disk.fill()
+        assert {200} == {(await client.post(PATH, json=ask(model=name))).status_code for name in MODELS}
+        text = (await client.get("/metrics")).text
+        assert 0 == await server.stop()
+    assert {1} == {number(text, f'picoclaw_turn_seconds_count{{model="{name}"}}') for name in MODELS}
+
+
+async def test_temp_folder_that_goes_spoils_no_answer(tmp_path: Path) -> None:
+    temp = tmp_path / "temp"
+    temp.mkdir()
+    async with open_server(tmp_path, MANY_MODELS, "hypercorn", "--workers", "2", TMPDIR=str(temp)) as server:
+        await wait_logged(server, b"unning on", 2)
+        shutil.rmtree(temp)
+        assert {200} == {status for name in MODELS for status in await statuses(server, model=name)}
+        async with open_client(server.url) as client:
+            assert [200, 200] == [(await client.get(path)).status_code for path in ("/metrics", "/ready")]
+            text = (await client.get("/metrics")).text
+        assert 0 == await server.stop()
+    assert 0 < number(text, 'picoclaw_requests_total{status="200"}') <= 8 * len(MODELS)
+    assert 1 <= server.log.count(b"numbers are not shared") <= 2
 
 
 @pytest.mark.parametrize(("kind", "arguments"), [("gateway", ()), ("hypercorn", ("--workers", "2"))])

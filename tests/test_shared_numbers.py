@@ -1,0 +1,138 @@
+"""Numbers that workers add up: real files, real processes, a full disk, a folder that goes."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import attrs
+import pytest
+from small_disk import SmallDisk
+from state_disks import PROCESSES
+
+from picoclaw_trio.shared_numbers import INITIAL_BYTES, LIVE, SharedNumbers
+
+WAIT = 30.0
+MANY = [f"key {number} {'x' * 100}" for number in range(INITIAL_BYTES // 100)]  # more than the first blocks hold
+
+
+def work(folder: Path, asked: Connection) -> None:
+    numbers = SharedNumbers(folder)
+    asked.send(None)
+    while True:
+        for key, number in asked.recv().items():
+            numbers.write(key, number)
+        asked.send(numbers.of_others())
+
+
+@attrs.define
+class Worker:
+    process: BaseProcess
+    pipe: Connection
+
+    def write(self, numbers: Mapping[str, float]) -> Mapping[str, float] | None:
+        """Gives what the worker then knows of the others."""
+        self.pipe.send(numbers)
+        return self.hear()
+
+    def hear(self) -> Mapping[str, float] | None:
+        assert self.pipe.poll(WAIT)
+        said: Mapping[str, float] | None = self.pipe.recv()
+        return said
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join(WAIT)
+
+
+@attrs.define
+class Master:
+    folder: Path
+    stack: ExitStack
+
+    def start(self) -> Worker:
+        worker = self.stack.enter_context(self._running())
+        worker.hear()
+        return worker
+
+    @contextmanager
+    def _running(self) -> Iterator[Worker]:
+        ours, theirs = PROCESSES.Pipe()
+        process = PROCESSES.Process(target=work, args=(self.folder, theirs), daemon=True)
+        process.start()
+        worker = Worker(process, ours)
+        yield worker
+        worker.end()
+
+
+@pytest.fixture
+def master(tmp_path: Path) -> Iterator[Master]:
+    with ExitStack() as stack:
+        yield Master(tmp_path, stack)
+
+
+def test_numbers_of_the_others_are_added_up(master: Master) -> None:
+    one, two = master.start(), master.start()
+    numbers = SharedNumbers(master.folder)
+    numbers.write("ours", 9.0)
+    for key, number in (("a", 1.0), ("a", 2.0), ("b", 0.1)):
+        one.write({key: number})
+    two.write({"a": 5.0})
+    assert {"a": 7.0, "b": 0.1} == numbers.of_others()
+
+
+@pytest.mark.parametrize("length", range(10))
+def test_key_of_any_length_is_found_again(master: Master, length: int) -> None:
+    one = master.start()
+    one.write({"ä" * length: 1.5, "b": 2.5})
+    assert {"ä" * length: 1.5, "b": 2.5} == SharedNumbers(master.folder).of_others()
+
+
+def test_file_grows_with_its_numbers(master: Master) -> None:
+    one = master.start()
+    written = {key: float(number) for number, key in enumerate(MANY)}
+    one.write(written)
+    assert written == SharedNumbers(master.folder).of_others()
+
+
+def test_what_holds_while_a_worker_lives_ends_with_it(master: Master) -> None:
+    one = master.start()
+    numbers = SharedNumbers(master.folder)
+    one.write({"counted": 1.0, f"{LIVE}running": 1.0})
+    assert {"counted": 1.0, f"{LIVE}running": 1.0} == numbers.of_others()
+    one.end()
+    assert {"counted": 1.0} == numbers.of_others()
+
+
+def test_full_disk_kills_nobody_and_what_was_counted_is_shared_when_there_is_room(small_disk: SmallDisk) -> None:
+    small_disk.home.mkdir()
+    with ExitStack() as stack:
+        master = Master(small_disk.home, stack)
+        one, two = master.start(), master.start()
+        small_disk.fill()
+        one.write(dict.fromkeys(MANY, 1.0))
+        late = master.start()  # whose file cannot even be made
+        late.write({"late": 1.0})
+        small_disk.empty()
+        give_up_at = time.monotonic() + WAIT
+        while two.write({}) != dict.fromkeys(MANY, 2.0):
+            assert time.monotonic() < give_up_at
+            one.write(dict.fromkeys(MANY, 2.0))
+        assert dict.fromkeys(MANY, 2.0) == late.write({})
+
+
+def test_folder_that_goes_leaves_each_worker_its_own_numbers(master: Master, caplog: pytest.LogCaptureFixture) -> None:
+    one, numbers = master.start(), SharedNumbers(master.folder)
+    one.write({"a": 1.0})
+    shutil.rmtree(master.folder)
+    for key in MANY:
+        numbers.write(key, 1.0)
+    assert {} == numbers.of_others() == numbers.of_others()
+    master.folder.mkdir()
+    assert {} == numbers.of_others()
+    assert 1 == len(caplog.records)
