@@ -161,9 +161,7 @@ def cut_connections(deadline: float) -> None:
 async def wait_order(shutdown_event: MasterEvent, sleep: Callable[[float], Awaitable[Any]]) -> None:
     """In place of ``check_multiprocess_shutdown_event``, which does not see a second order, and lets SIGTERM kill."""
     worker = _worker.get()
-    folder = worker_folder()
-    assert folder is not None  # who has a master has one
-    worker.orders = orders = Orders(shutdown_event, folder)
+    worker.orders = orders = Orders(shutdown_event, worker_folder())
     while not orders.count():
         if _sigterms and time.monotonic() > _sigterms[0] + MASTER_TIMEOUT:
             # The master has not been asked, or had given its order before this worker was there.

@@ -3,6 +3,7 @@
 Theory: its name comes from what only they know, so that no other user can be there first, and no earlier master of the
 same process id, as in a container, has left anything there. It is locked while a worker lives, which also keeps
 systemd-tmpfiles from taking it away when it is old; the first worker of a later master removes those that are not.
+Where no folder can be had, as in a container that is read-only throughout, each worker is on its own.
 Editing rule: what is in it is the business of whoever puts it there.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import multiprocessing
 import os
 import shutil
@@ -18,16 +20,25 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
+log = logging.getLogger("picoclaw_trio.worker_folder")
+
 
 @lru_cache(maxsize=1)
 def worker_folder() -> Path | None:
-    """The folder, made and locked by the first call of a worker; None outside of one.
+    """The folder, made and locked by the first call of a worker.
 
-    Raises:
-        OSError: there is no place for it.
+    None outside of a worker, and where there is no place for it, which the log tells.
     """
     if multiprocessing.parent_process() is None:
         return None
+    try:
+        return _make_folder()
+    except OSError as exc:
+        log.warning("no temporary folder for what workers share, so each has numbers of its own: %s", exc)
+        return None
+
+
+def _make_folder() -> Path:
     root, prefix, master = Path(tempfile.gettempdir()), f"picoclaw-workers-{os.getuid()}-", str(os.getppid())
     shared = hashlib.sha256(multiprocessing.current_process().authkey).hexdigest()[:32]
     own = root / f"{prefix}{master}-{shared}"

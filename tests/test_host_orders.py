@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
@@ -21,7 +22,7 @@ from picoclaw_trio.host_orders import Orders
 WAIT = 30.0
 
 
-def obey(event: Event, folder: Path, asked: Connection) -> None:
+def obey(event: Event, folder: Path | None, asked: Connection) -> None:
     orders = Orders(event, folder)
     asked.send(None)
     while (wish := asked.recv()) != "end":
@@ -54,7 +55,7 @@ class Worker:
 
 @attrs.define
 class Master:
-    folder: Path
+    folder: Path | None
     stack: ExitStack
     event: Event = attrs.field(factory=PROCESSES.Event)
 
@@ -151,7 +152,7 @@ def test_worker_that_has_left_has_not_crashed(master: Master) -> None:
 def test_worker_does_not_wait_for_one_that_stands_still(master: Master) -> None:
     """The one that has locked the orders may have been stopped, as by a debugger."""
     one = master.start()
-    fd = os.open(master.folder / "orders", os.O_RDWR)
+    fd = os.open(f"{master.folder}/orders", os.O_RDWR)
     fcntl.flock(fd, fcntl.LOCK_EX)
     master.event.set()
     assert [1, 1] == counts(one, one)
@@ -172,3 +173,39 @@ def test_orders_find_room_on_a_full_disk(small_disk: SmallDisk) -> None:
             assert [number] == counts(one)
             assert not master.event.is_set()
         small_disk.empty()
+
+
+def test_first_order_is_obeyed_without_a_folder() -> None:
+    with ExitStack() as stack:
+        master = Master(None, stack)
+        one = master.start()
+        assert [0] == counts(one)
+        master.event.set()
+        assert [1, 1] == counts(one, one)
+        one.leave()
+
+
+def test_first_order_is_obeyed_where_the_disk_was_full(small_disk: SmallDisk) -> None:
+    small_disk.home.mkdir()
+    small_disk.fill()
+    with ExitStack() as stack:
+        master = Master(small_disk.home, stack)
+        one, two = master.start(), master.start()
+        assert [0, 0] == counts(one, two)
+        master.event.set()
+        assert [1] == counts(one)
+    small_disk.empty()
+
+
+def test_orders_count_on_in_a_folder_that_is_gone(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with ExitStack() as stack:
+        master = Master(folder, stack)
+        one, two = master.start(), master.start()
+        shutil.rmtree(folder)
+        for number in (1, 2):
+            master.event.set()
+            assert [number, number] == counts(one, two)
+        one.leave()
+        assert [0] == counts(master.start())

@@ -442,6 +442,23 @@ async def test_temp_folder_that_goes_spoils_no_answer(tmp_path: Path) -> None:
     assert 1 <= server.log.count(b"numbers are not shared") <= 2
 
 
+# As where everything is read-only; root may write everywhere, so it is the standard library that says it.
+NO_PLACE = "import tempfile; tempfile._get_default_tempdir = lambda: open('/nowhere/at/all')"
+
+
+async def test_workers_serve_and_stop_without_a_temp_folder(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NO_PLACE)
+    arguments = ("--workers", "2")
+    async with open_server(tmp_path, make_config(), "hypercorn", *arguments, PYTHONPATH=str(tmp_path)) as server:
+        await wait_logged(server, b"unning on", 2)
+        assert {200} == await statuses(server)
+        async with open_client(server.url) as client:
+            text = (await client.get("/metrics")).text
+        assert 0 == await server.stop()
+    assert 0 < number(text, 'picoclaw_requests_total{status="200"}') <= 8
+    assert 2 == server.log.count(b"no temporary folder")
+
+
 @pytest.mark.parametrize(("kind", "arguments"), [("gateway", ()), ("hypercorn", ("--workers", "2"))])
 async def test_turns_in_flight_and_requests_in_line_are_those_of_all_workers(
     kind: Kind, arguments: tuple[str, ...], tmp_path: Path, upstream: ScriptedUpstream
