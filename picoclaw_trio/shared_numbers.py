@@ -3,7 +3,8 @@
 Theory: a number has a key, and what all workers together have is the sum over their files. A worker keeps its numbers
 itself, too: a file that cannot be made, has no room or is gone takes the others' view of them, nothing else. A file is
 mapped into memory, so its blocks are reserved before they are written: where there are none, the kernel would kill the
-process. It is locked as long as its worker lives.
+process. It is locked as long as its worker lives. Whoever starts adds the files of ended workers to one, which replaces
+the last such file at once and names those that are in it, so that none counts twice that could not be removed.
 Editing rule: ``write`` is called from everywhere and for everything, so it neither raises nor waits.
 """
 
@@ -18,12 +19,17 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+import attrs
+import orjson
 
 INITIAL_BYTES = 1 << 16
 ROOM_DELAY = 1.0  # seconds between two attempts to reserve more on a full disk
-PREFIX = "numbers-"
+READ_ATTEMPTS = 20  # there is a fold for each worker that starts
+PREFIX, FOLDED, LOCK = "numbers-", "folded-numbers", "folding"
 # Where a key begins so, its number holds as long as its worker lives.
 LIVE = "live "
 
@@ -33,6 +39,14 @@ INT, NUMBER = struct.Struct("q"), struct.Struct("d")
 UNREADABLE = (OSError, ValueError, struct.error)
 
 log = logging.getLogger("picoclaw_trio.metrics")
+
+
+@attrs.frozen
+class Folded:
+    """The sums over ended workers, and the names of the last of their files, which may still be there."""
+
+    names: set[str]
+    sums: Counter[str]
 
 
 class SharedNumbers:
@@ -51,7 +65,8 @@ class SharedNumbers:
         self._fd: int | None = None
         try:
             self._make_file()
-        except OSError as exc:
+            self._fold()
+        except UNREADABLE as exc:
             self._tell(exc)
 
     def write(self, key: str, number: float) -> None:
@@ -62,18 +77,60 @@ class SharedNumbers:
                 self._map[place : place + NUMBER.size] = NUMBER.pack(number)
 
     def of_others(self) -> Counter[str]:
-        """The sums over all other workers; of those whose files cannot be read, none."""
-        sums: Counter[str] = Counter()
+        """The sums over all other workers; none, if they cannot be read."""
         try:
-            names = os.listdir(self._folder)
-            if self._fd is not None and self._name not in names:
+            if self._fd is not None and not (self._folder / self._name).exists():
                 raise FileNotFoundError(f"{self._folder / self._name} is gone")
-            for name in names:
-                if name.startswith(PREFIX) and name != self._name:
-                    _add(sums, self._folder / name)
+            for _ in range(READ_ATTEMPTS):
+                folded = self._read_folded()
+                with suppress(FileNotFoundError):  # it was folded meanwhile
+                    sums = folded.sums + self._sum_up(self._names() - folded.names)
+                    if folded == self._read_folded():
+                        return sums
+            raise BlockingIOError(f"{self._folder / FOLDED} kept changing")
         except UNREADABLE as exc:
             self._tell(exc)
+            return Counter()
+
+    def _names(self) -> set[str]:
+        """Of the others' files."""
+        return {name for name in os.listdir(self._folder) if name.startswith(PREFIX) and name != self._name}
+
+    def _sum_up(self, names: Iterable[str]) -> Counter[str]:
+        sums: Counter[str] = Counter()
+        for name in names:
+            with _opened(self._folder / name, fcntl.LOCK_SH) as (fd, has_ended):
+                _add(sums, fd, has_ended)
         return sums
+
+    def _fold(self) -> None:
+        """Add the files of ended workers to those that were folded before, unless another worker is doing so.
+
+        Killed in between, it has either not begun for the others or leaves files that are named as folded.
+        """
+        with _opened(self._folder / LOCK, fcntl.LOCK_EX) as (_, is_ours), ExitStack() as stack:
+            if is_ours:
+                folded, sums, ended = self._read_folded(), Counter[str](), set()
+                for name in folded.names:
+                    (self._folder / name).unlink(missing_ok=True)
+                for name in self._names() - folded.names:
+                    fd, has_ended = stack.enter_context(_opened(self._folder / name, fcntl.LOCK_SH))
+                    if has_ended:
+                        _add(sums, fd, has_ended)
+                        ended.add(name)
+                if ended:
+                    temporary = self._folder / f".{FOLDED}"
+                    temporary.write_bytes(orjson.dumps([sorted(ended), folded.sums + sums]))
+                    temporary.replace(self._folder / FOLDED)
+                for name in ended:
+                    (self._folder / name).unlink(missing_ok=True)
+
+    def _read_folded(self) -> Folded:
+        try:
+            names, sums = orjson.loads((self._folder / FOLDED).read_bytes())
+        except FileNotFoundError:
+            return Folded(set(), Counter())
+        return Folded(set(names), Counter(sums))
 
     def _make_file(self) -> None:
         """Under another name, until it is locked and can be told from one whose worker has ended."""
@@ -119,16 +176,21 @@ class SharedNumbers:
         self._is_told = True
 
 
-def _add(sums: Counter[str], path: Path) -> None:
-    """Add a worker's numbers to *sums*, without those that have ended with it."""
-    fd = os.open(path, os.O_RDONLY)
+@contextmanager
+def _opened(path: Path, lock: int) -> Iterator[tuple[int, bool]]:
+    """A file, made if it is the lock's, and whether it could be locked."""
+    fd = os.open(path, os.O_RDWR | (os.O_CREAT if path.name == LOCK else 0), 0o600)
     try:
-        is_live = not _try_lock(fd, fcntl.LOCK_SH)
-        for key, number in _decode(os.pread(fd, os.fstat(fd).st_size, 0)):
-            if is_live or not key.startswith(LIVE):
-                sums[key] += number  # type: ignore[assignment]  # a Counter adds whatever can be added
+        yield fd, _try_lock(fd, lock)
     finally:
         os.close(fd)
+
+
+def _add(sums: Counter[str], fd: int, has_ended: bool) -> None:
+    """Add a worker's numbers to *sums*, without those that have ended with it."""
+    for key, number in _decode(os.pread(fd, os.fstat(fd).st_size, 0)):
+        if not has_ended or not key.startswith(LIVE):
+            sums[key] += number  # type: ignore[assignment]  # a Counter adds whatever can be added
 
 
 def _decode(data: bytes) -> Iterator[tuple[str, float]]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
+import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,7 +19,7 @@ import pytest
 from small_disk import SmallDisk
 from state_disks import PROCESSES
 
-from picoclaw_trio.shared_numbers import INITIAL_BYTES, LIVE, SharedNumbers
+from picoclaw_trio.shared_numbers import INITIAL_BYTES, LIVE, PREFIX, SharedNumbers
 
 WAIT = 30.0
 MANY = [f"key {number} {'x' * 100}" for number in range(INITIAL_BYTES // 100)]  # more than the first blocks hold
@@ -95,7 +99,7 @@ def test_key_of_any_length_is_found_again(master: Master, length: int) -> None:
 
 def test_file_grows_with_its_numbers(master: Master) -> None:
     one = master.start()
-    written = {key: float(number) for number, key in enumerate(MANY)}
+    written = {key: float(number) for number, key in enumerate(MANY, 1)}
     one.write(written)
     assert written == SharedNumbers(master.folder).of_others()
 
@@ -136,3 +140,59 @@ def test_folder_that_goes_leaves_each_worker_its_own_numbers(master: Master, cap
     master.folder.mkdir()
     assert {} == numbers.of_others()
     assert 1 == len(caplog.records)
+
+
+def test_files_of_ended_workers_become_one(master: Master) -> None:
+    one, two = master.start(), master.start()
+    two.write({"a": 0.25})
+    for _ in range(8):
+        one.write({"a": 1.0, f"{LIVE}running": 1.0})
+        one.end()
+        one = master.start()
+    assert {"a": 8.0} == two.write({})
+    assert {"a": 8.25} == one.write({})
+    assert 2 == len([*master.folder.glob(f"{PREFIX}*")])
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_fold_that_is_killed_at_any_step_loses_nothing_and_counts_nothing_twice(master: Master, step: int) -> None:
+    for _ in range(2):
+        for number in (1.0, 2.0):
+            one = master.start()
+            one.write({"a": number})
+            one.end()
+        killed = PROCESSES.Process(target=fold_until_killed, args=(master.folder, step), daemon=True)
+        killed.start()
+        killed.join(WAIT)
+        assert killed.exitcode in {0, -signal.SIGKILL}
+    for _ in range(2):
+        assert {"a": 6.0} == SharedNumbers(master.folder).of_others()
+
+
+def fold_until_killed(folder: Path, step: int) -> None:
+    """Start a worker and kill it just before its step of that number which changes a name."""
+    left = itertools.count(step, -1)
+
+    def watch(event: str, _: object) -> None:
+        if event in {"os.rename", "os.remove"} and next(left) == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    SharedNumbers(folder)
+
+
+def test_numbers_are_right_at_any_moment_of_a_fold(master: Master) -> None:
+    """Read all the time while workers start and end."""
+    one, two = master.start(), master.start()
+    one.write({"a": 1.0})
+    for _ in range(10):
+        one.end()
+        one.pipe.close()
+        ours, theirs = PROCESSES.Pipe()
+        process = PROCESSES.Process(target=work, args=(master.folder, theirs), daemon=True)
+        process.start()
+        one = Worker(process, ours)
+        while not ours.poll():
+            assert {"a": 1.0} == two.write({})
+        one.hear()
+    one.end()
