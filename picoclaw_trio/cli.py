@@ -97,7 +97,7 @@ def _write_first_config(path: Path, tell: Callable[[str], None]) -> bool:
 
     with suppress(FileExistsError):  # another first start was quicker
         tell(create_first_config(path))
-        click.echo(f"There was no configuration, so a first one was written: {path}", err=True)
+        _say(f"There was no configuration, so a first one was written: {path}")
     return True
 
 
@@ -106,12 +106,18 @@ def _say_ready(first_tokens: list[str], config: Config, addresses: list[str]) ->
     if config.gateway.log_format == "json":
         return
     for address in addresses:
-        click.echo(f"Serving {address}", err=True)
+        _say(f"Serving {address}")
     known = [token.reveal() for token in config.gateway.openai_api.bearer_tokens]  # the environment's, where it has any
     if usable := [token for token in first_tokens if token in known]:
         from .onboard import curl_line
 
-        click.echo(f"Try it:\n{curl_line(addresses[0], usable[0])}", err=True)
+        _say(f"Try it:\n{curl_line(addresses[0], usable[0])}")
+
+
+def _say(line: str) -> None:
+    """Tell whoever looks on; a server serves also where that leads to a full disk or to nobody."""
+    with suppress(OSError):
+        click.echo(line, err=True)
 
 
 @main.command()

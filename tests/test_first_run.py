@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 import socket
 import stat
 from pathlib import Path
@@ -31,6 +32,7 @@ from harness import (
     open_server,
 )
 from serving import PATH, wait_until
+from test_operation import children_that_catch
 
 from picoclaw_trio import app
 from picoclaw_trio.config import load_config
@@ -66,6 +68,18 @@ async def test_first_start_writes_a_configuration_for_its_owner_alone(tmp_path: 
     assert [("echo", "echo")] == [(entry.model_name, entry.vendor) for entry in config.model_list]
     assert "echo" == config.default_alias
     assert len(token_of(tmp_path)) > 32
+
+
+async def test_server_starts_also_where_nothing_can_be_told(tmp_path: Path) -> None:
+    """The first configuration as well as the address, and what there is to try."""
+    words = ["sh", "-c", 'exec "$@" 2>/dev/full', "sh", *command("gateway", *ANY_PORT)]
+    process = await trio.lowlevel.open_process(words, env=make_environment(tmp_path), cwd=tmp_path)
+    with trio.fail_after(START_TIMEOUT):
+        while process.pid not in children_that_catch(signal.SIGTERM):
+            await trio.sleep(0.02)
+            assert process.poll() is None
+        process.terminate()
+        assert 0 == await process.wait()
 
 
 async def test_curl_line_that_is_printed_works(tmp_path: Path) -> None:
