@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_disk import SmallDisk
 
 from picoclaw_trio.memory import Said
 from picoclaw_trio.messages import Message
@@ -206,10 +207,40 @@ def test_entry_that_is_too_long_is_not_kept(tmp_path: Path) -> None:
 def test_history_that_is_spoilt_is_passed_over(data: bytes, tmp_path: Path) -> None:
     history = HistoryFile(tmp_path / "history")
     history.path.write_bytes(data)
-    history.add("may be lost behind a line without an end")
     history.add("new")
 
     assert "new" == history.load()[-1]
+
+
+def test_full_disk_takes_no_entry_of_the_history_but_those_it_has_no_room_for(small_disk: SmallDisk) -> None:
+    small_disk.home.mkdir()
+    history = HistoryFile(small_disk.home / "history")
+    before = [f"{number} {'x' * 1000}" for number in range(8)]
+    for entry in before:
+        history.add(entry)
+    small_disk.fill()
+    for number in range(8):
+        history.add(f"late {number} {'y' * 1000}")  # the last block has room for some, and for a part of one
+    small_disk.empty()
+    history.add("new")
+
+    kept = history.load()
+    assert [*before, "new"] == [entry for entry in kept if not entry.startswith("late")]
+    assert all(entry.endswith("y" * 1000) for entry in kept if entry.startswith("late"))
+
+
+def test_history_that_cannot_be_shortened_on_a_full_disk_stays(small_disk: SmallDisk) -> None:
+    small_disk.home.mkdir()
+    history = HistoryFile(small_disk.home / "history")
+    lines = [f'"{number} {"x" * 50}"\n' for number in range(2 * MAX_ENTRIES)]
+    history.path.write_text("".join(lines))
+    small_disk.fill()
+    kept = history.load()
+    small_disk.empty()
+
+    assert MAX_ENTRIES == len(kept)
+    assert MAX_ENTRIES <= history.path.read_text().count("\n")
+    assert kept == history.load()
 
 
 def test_history_without_a_folder_is_empty(tmp_path: Path) -> None:

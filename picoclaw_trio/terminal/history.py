@@ -1,7 +1,8 @@
 """What was typed in earlier runs, in a file of our own: one JSON string a line, the latest last.
 
 Theory: an entry may have several lines, and two terminals may be open at once; so each entry is one line, added by one
-write. The file is a comfort: where it cannot be read or written, everything else works without it.
+write. A full disk may have taken a part of a line only, so whoever adds one ends the last first. The file is a comfort:
+where it cannot be read or written, everything else works without it.
 Editing rule: only what a person typed at a terminal comes in here, never what came through a pipe.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import attrs
@@ -34,7 +35,8 @@ class HistoryFile:
             entries = [*_entries(data)]
             kept = entries[-MAX_ENTRIES:]
             if len(data) >= MAX_BYTES or len(entries) >= 2 * MAX_ENTRIES:
-                self._replace(kept)
+                with suppress(OSError):
+                    self._replace(kept)
             return kept
         return []
 
@@ -43,17 +45,26 @@ class HistoryFile:
         line = _encode(entry)
         if len(line) <= MAX_ENTRY_BYTES:
             with suppress(OSError):
-                _write(self.path, line, os.O_APPEND)
+                self._append(line)
 
     def _read(self) -> bytes:
         with open(self.path, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_BYTES))
             return file.read(MAX_BYTES)
 
+    def _append(self, line: bytes) -> None:
+        with _opened(self.path, os.O_APPEND) as fd:
+            size = os.fstat(fd).st_size
+            is_torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+            os.write(fd, b"\n" + line if is_torn else line)
+
     def _replace(self, entries: list[str]) -> None:
         temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         try:
-            _write(temporary, b"".join(map(_encode, entries)), os.O_TRUNC)
+            with _opened(temporary, os.O_TRUNC) as fd:
+                rest = memoryview(b"".join(map(_encode, entries)))
+                while rest:
+                    rest = rest[os.write(fd, rest) :]
             temporary.replace(self.path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -72,10 +83,11 @@ def _encode(entry: str) -> bytes:
     return orjson.dumps(entry.encode("utf-8", "replace").decode()) + b"\n"
 
 
-def _write(path: Path, data: bytes, how: int) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | how, 0o600)
+@contextmanager
+def _opened(path: Path, how: int) -> Iterator[int]:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | how, 0o600)
     try:
-        os.fchmod(handle, 0o600)
-        os.write(handle, data)
+        os.fchmod(fd, 0o600)
+        yield fd
     finally:
-        os.close(handle)
+        os.close(fd)
