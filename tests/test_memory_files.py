@@ -276,6 +276,8 @@ async def test_full_disk_refuses_turns_until_there_is_room(small_disk: SmallDisk
             stored += ["x", "X"]
             assert len(stored) < 400, "the disk was never full"
         assert stored == texts_of(await memory.show(KEY))
+        with pytest.raises(StateError):
+            await memory.check_writable()
         small_disk.empty()
         await take_turn(memory, "c", reply="C")
         assert [*stored, "c", "C"] == texts_of(await memory.show(KEY)) == await shown(small_disk.home)

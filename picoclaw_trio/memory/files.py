@@ -25,6 +25,7 @@ from ..errors import RequestError, StateError
 from ..state import Ticket
 from ..state.disk import (
     Disk,
+    create_file,
     make_folders,
     open_file,
     read_range,
@@ -44,6 +45,7 @@ from .transcript import (
 
 SUFFIX, LOCK_SUFFIX, TEMPORARY_SUFFIX = ".jsonl", ".lock", ".tmp"
 PROBE_STEM = "probe"  # no session's, all of which end with a hash
+PROBE = b"\0" * 4096  # one block: what a full disk refuses
 MAX_SLUG = 40
 MAX_LIVE_BYTES = 16 << 20  # a million words; what is over goes when the next turn is stored, oldest turns first
 MIN_DEAD_BYTES = 1 << 16
@@ -123,8 +125,15 @@ class Files:
 
     def probe(self) -> None:
         """Find out whether a session could have its turn now. Raises StateError if not."""
-        if lock := self.lock(PROBE_STEM):
-            lock.release()
+        if lock := self.lock(PROBE_STEM):  # or else another process is finding out
+            try:
+                path = self.path(PROBE_STEM, TEMPORARY_SUFFIX)
+                with self.translated():
+                    remove_file(self.disk, path)  # of a process that was killed
+                    create_file(self.disk, path, PROBE)
+                    self.disk.remove(path)
+            finally:
+                lock.release()
 
     def read(self, session: str, session_ttl: float | None = None) -> tuple[Transcript, Standing]:
         """Read a session's transcript; an empty one if there is none, or nobody used it for *session_ttl* seconds.
