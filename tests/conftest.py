@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -13,6 +14,13 @@ from picoclaw_trio import host
 
 # The server under test is Hypercorn as our application mends it.
 host.mend()
+
+
+@pytest.fixture(autouse=True)
+def slow_tests_take_their_time(request: pytest.FixtureRequest) -> None:
+    """They have limits of their own, and a soak lasts for hours: no stacks of all threads are shown meanwhile."""
+    if request.node.get_closest_marker("slow"):
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture
