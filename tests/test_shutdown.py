@@ -245,6 +245,7 @@ async def stop_idle_worker(server: Server) -> None:
     before = count_living(server.pids())
     send_signal(server, to_group=True)
     await wait_until(lambda: count_living(server.pids()) < before, LIMIT)
+    await wait_not_ready(server)  # the other one may look a tenth of a second later
 
 
 async def check_ends(server: Server) -> None:
