@@ -42,7 +42,7 @@ class Body:
     max_bytes: int
     announced: int
     ask: Callable[[], Awaitable[None]] | None = attrs.field(default=None, init=False)
-    _pieces: list[bytes] = attrs.field(factory=list, init=False)
+    _data: bytearray = attrs.field(factory=bytearray, init=False)  # a list of pieces of a byte would be large
     _size: int = attrs.field(default=0, init=False)
     _ended: trio.Event = attrs.field(factory=trio.Event, init=False)
     _is_refused: bool = attrs.field(default=False, init=False)
@@ -55,9 +55,9 @@ class Body:
     def append(self, data: bytes) -> None:
         self._size += len(data)
         if self._size <= self.max_bytes:
-            self._pieces.append(data)
+            self._data += data
         else:
-            self._pieces.clear()
+            self._data.clear()
             self._ended.set()
 
     def set_complete(self) -> None:
@@ -90,7 +90,7 @@ class Body:
         self._check_size()
         if self._is_refused:
             raise BusyError("The gateway is shutting down.", "shutting_down")
-        return b"".join(self._pieces)
+        return bytes(self._data)
 
     def _check_size(self) -> None:
         if max(self.announced, self._size) > self.max_bytes:

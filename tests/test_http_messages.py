@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from quart_trio import QuartTrio
 from picoclaw_trio import host
 from picoclaw_trio.event_stream import EventStream
 from picoclaw_trio.host_requests import Inbox
-from picoclaw_trio.http_messages import Connection, HttpAnswer, HttpRequest
+from picoclaw_trio.http_messages import Body, Connection, HttpAnswer, HttpRequest
 
 View = Callable[[HttpRequest], Awaitable[HttpAnswer | None]]
 EXPECT = b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n"
@@ -107,6 +108,21 @@ async def test_body_is_read_whole_and_again() -> None:
             body = bytes(size)
             head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size
             assert body == (await client.ask(head + body)).body
+
+
+async def test_body_of_single_bytes_takes_no_more_memory_than_another() -> None:
+    size = 100_000
+    body = Body(size, 0)
+    tracemalloc.start()
+    try:
+        for _ in range(size):
+            body.append(b"x")
+        body.set_complete()
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 2 * size
+    assert b"x" * size == await body.read(1)
 
 
 async def test_client_that_leaves_in_the_middle_of_its_body_cancels_its_request() -> None:
