@@ -102,6 +102,7 @@ async def _decode(raw: bytes, streaming: bool, limiter: trio.CapacityLimiter) ->
 def add_routes(app: GatewayApp) -> None:
     """The whole of what is served. Views take the request; Quart's URL map decides which."""
     created = int(time.time())
+    exposing = trio.CapacityLimiter(4)  # so that whoever watches over us waits for no thread of others
 
     async def chat_completions(request: HttpRequest) -> HttpAnswer | None:
         gateway = app.gateway
@@ -153,7 +154,7 @@ def add_routes(app: GatewayApp) -> None:
             authorize(app.gateway, request)
         statistics = app.gateway.admission.statistics()
         metrics.note_load(statistics.running, statistics.waiting)
-        body, content_type = await run_sync(metrics.expose)
+        body, content_type = await run_sync(metrics.expose, limiter=exposing)
         return HttpAnswer(200, body, content_type=content_type)
 
     for path, view, method in (

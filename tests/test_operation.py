@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -457,6 +458,23 @@ async def test_workers_serve_and_stop_without_a_temp_folder(tmp_path: Path) -> N
         assert 0 == await server.stop()
     assert 0 < number(text, 'picoclaw_requests_total{status="200"}') <= 8
     assert 2 == server.log.count(b"no temporary folder")
+
+
+async def test_metrics_wait_for_no_thread_of_others(tmp_path: Path) -> None:
+    let_go = threading.Event()
+    threads = trio.to_thread.current_default_thread_limiter()
+    async with (
+        serve_here(tmp_path, make_config(metrics_open=True)) as server,
+        open_client(server.url) as client,
+        trio.open_nursery() as nursery,
+    ):
+        for _ in range(int(threads.total_tokens)):
+            nursery.start_soon(trio.to_thread.run_sync, let_go.wait, 60)
+        with trio.fail_after(WAIT):
+            while threads.available_tokens:
+                await trio.sleep(0.01)
+            assert 200 == (await client.get("/metrics")).status_code
+        let_go.set()
 
 
 @pytest.mark.parametrize(("kind", "arguments"), [("gateway", ()), ("hypercorn", ("--workers", "2"))])
