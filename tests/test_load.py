@@ -93,12 +93,11 @@ async def test_load_leaves_no_task(tmp_path: Path, upstream: ScriptedUpstream) -
     async with serve_here(tmp_path, make_config(entry("one", upstream.url))) as server:
         port = int(server.url.rpartition(":")[2])
         await load(port, CONNECTIONS)
+        await settle(upstream)
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        await load(port, 20 * CONNECTIONS)
+        await settle(upstream)
         with trio.fail_after(30):
-            await settle(upstream)
-            tasks = trio.lowlevel.current_statistics().tasks_living
-            await load(port, 20 * CONNECTIONS)
-            await settle(upstream)
-
             while trio.lowlevel.current_statistics().tasks_living > tasks:
                 await trio.sleep(0.01)
         assert 0 == server.gateway.admission.statistics().running
@@ -106,5 +105,6 @@ async def test_load_leaves_no_task(tmp_path: Path, upstream: ScriptedUpstream) -
 
 async def settle(upstream: ScriptedUpstream) -> None:
     """Until the idle connections to the upstream have expired, each of which is a task of its own."""
-    while upstream.open_connections:
-        await trio.sleep(0.05)
+    with trio.fail_after(30):  # they expire after 4.5 s, which is looked for as often
+        while upstream.open_connections:
+            await trio.sleep(0.05)
