@@ -67,7 +67,7 @@ NOBODY = Identity()
 class Workspace:
     """An agent's folder, which need not be there.
 
-    Arguments:
+    Args:
         today: the day whose notes are the latest.
         clock: seconds, never going back.
     """

@@ -67,7 +67,7 @@ def load_config(environ: Mapping[str, str] = os.environ, *, may_lack: bool = Fal
     A file that is not there is one in which nothing is set, unless ``PICOCLAW_CONFIG`` names it. Logs nothing: how to
     log stands in what is read here. What there is to tell is in ``warnings`` and ``passed_over``.
 
-    Arguments:
+    Args:
         may_lack: also a file that ``PICOCLAW_CONFIG`` names need not be there yet.
 
     Raises:

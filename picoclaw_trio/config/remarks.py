@@ -47,7 +47,7 @@ LIKENESS = 0.75
 def find_passed_over(value: Any, hint: Any = ConfigFile, place: Place = ()) -> Iterator[tuple[Place, str | None]]:
     """The place of each key of JSON that loads although nobody reads it, and the known one that it is nearly like.
 
-    Arguments:
+    Args:
         value: JSON that has passed as a *hint*.
     """
     parts = get_args(hint)

@@ -35,7 +35,7 @@ def apply_security_file(json: dict[str, Any], path: Path) -> tuple[dict[Place, s
     Its ``model_list`` has an object for a ``model_name``, or for ``model_name:N``, the entry number N, from 0, of those
     that bear the name; the latter counts where there are both. Other parts and other names are passed over.
 
-    Arguments:
+    Args:
         path: of the configuration.
 
     Returns:

@@ -103,7 +103,7 @@ def _read_file(path: Path, max_bytes: int) -> bytes:
 def read_secret(text: str, folder: Path, environ: Mapping[str, str]) -> Secret:
     """The secret that *text* is, or that it names: ``env:NAME``, ``file:PATH``, PicoClaw's ``file://PATH``.
 
-    Arguments:
+    Args:
         folder: where a relative path begins.
 
     Raises:

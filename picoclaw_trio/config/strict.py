@@ -93,7 +93,7 @@ def strict_converter(on_unknown_key: Callable[[type, str], None]) -> Converter:
     An object that lacks a key, has "" where a text has a default, or null where a list or an object has one, gets the
     default: PicoClaw writes what is not set like that. A key that begins with ``_`` is a comment.
 
-    Arguments:
+    Args:
         on_unknown_key: called with the attrs class and the key; raises Wrong to refuse the key.
     """
     converter = Converter()

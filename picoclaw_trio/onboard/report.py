@@ -25,7 +25,7 @@ def list_paths(title: str, paths: Iterable[Path]) -> Iterator[str]:
 def describe(config: Config, variables: Sequence[str], token: str | None) -> Iterator[str]:
     """How to go on, for people.
 
-    Arguments:
+    Args:
         variables: of the environment, that hold keys and have to be there when the server starts.
         token: the one that was made; None where there were tokens, which are not shown.
     """

@@ -27,7 +27,7 @@ from .starter import starter_files
 def set_up(environ: Mapping[str, str], *, ask: bool, servers: tuple[Server, ...] | None = None) -> None:
     """Make a configuration and a workspace where they are missing; all that is new, or nothing.
 
-    Arguments:
+    Args:
         ask: whether to ask; else the first model that is found answers, and the others may be named.
         servers: those on this machine that may serve models; None: the usual ones, at the usual ports.
 
