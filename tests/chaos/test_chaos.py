@@ -55,7 +55,7 @@ UNMISTAKABLE = frozenset({401, 404})
 WORST_HANG_UP = 1.0
 # The share of the clients' doings after which each process has to stay as large as it is, but for this; it gets there
 # with some thousand of them, so that fewer tell less.
-WARM_UP, SETTLED, MAX_GROWTH_BYTES, MAX_EARLY_GROWTH_BYTES = 0.45, 3000, 4_000_000, 24_000_000
+WARM_UP, SETTLED, MAX_GROWTH_BYTES, MAX_EARLY_GROWTH_BYTES = 0.45, 9_000, 12_000_000, 24_000_000
 # The text of a request tells the upstream that its client will leave, or wants much; a number that follows tells which
 # request it is.
 STAYS, LEAVES, WANTS_MUCH = "Hello", "Bye", "More"
