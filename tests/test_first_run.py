@@ -24,6 +24,7 @@ from harness import (
     Kind,
     Server,
     ask,
+    children_that_catch,
     command,
     entry,
     make_config,
@@ -32,7 +33,6 @@ from harness import (
     open_server,
 )
 from serving import PATH, wait_until
-from test_operation import children_that_catch
 
 from picoclaw_trio import app
 from picoclaw_trio.config import load_config

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import resource
 import shutil
 import signal
@@ -27,6 +26,7 @@ from harness import (
     Kind,
     Server,
     ask,
+    children_that_catch,
     command,
     entry,
     make_config,
@@ -111,13 +111,6 @@ async def test_reload_forgets_no_cool_down(tmp_path: Path, upstream: ScriptedUps
                 server.process.send_signal(signal.SIGHUP)
                 await wait_logged(server, b"configuration reloaded", number + 1)
     assert (1, 4) == (len(upstream.asked), len(second.asked))
-
-
-def children_that_catch(signum: int) -> list[int]:
-    """Our child processes that handle the signal by now."""
-    pids = [int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
-    caught = {pid: re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text()) for pid in pids}
-    return [pid for pid, found in caught.items() if found and int(found[1], 16) >> (signum - 1) & 1]
 
 
 async def test_signal_that_comes_while_the_server_starts_is_obeyed_when_it_has(tmp_path: Path) -> None:
