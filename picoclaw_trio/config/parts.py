@@ -57,8 +57,8 @@ def doubled_keys(text: str) -> list[Place]:
 
     orjson keeps the last of two equal keys and says nothing, so all keys are read a second time.
 
-    Raises:
-        RecursionError: it is nested too deeply.
+    Args:
+        text: nested no deeper than orjson can write.
     """
     doubled: dict[int, list[str]] = {}  # {id of an object: its keys}; all objects live until they have been looked for
     objects = []

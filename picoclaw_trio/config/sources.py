@@ -58,8 +58,10 @@ def read_json(path: Path) -> tuple[dict[str, Any], list[Place]]:
     if not text.strip():
         raise wrong("is empty; a configuration holds at least {}")
     try:
-        return expect(dict, orjson.loads(text)), doubled_keys(text)
-    except RecursionError:
+        json = expect(dict, orjson.loads(text))
+        orjson.dumps(json)
+        return json, doubled_keys(text)
+    except orjson.JSONEncodeError:  # it writes 254 levels
         raise wrong("is nested too deeply") from None
     except orjson.JSONDecodeError as exc:
         # Not "from exc": the exception holds the whole text, and its secrets.
