@@ -58,7 +58,7 @@ def doubled_keys(text: str) -> list[Place]:
     orjson keeps the last of two equal keys and says nothing, so all keys are read a second time.
 
     Args:
-        text: nested no deeper than orjson can write.
+        text: nested less deeply than Python's own reader bears.
     """
     doubled: dict[int, list[str]] = {}  # {id of an object: its keys}; all objects live until they have been looked for
     objects = []
@@ -73,6 +73,15 @@ def doubled_keys(text: str) -> list[Place]:
 
     json = JSONDecoder(object_pairs_hook=note).decode(text)
     return [(*place, key) for place, value in _walk(json) for key in doubled.get(id(value), ())] if doubled else []
+
+
+def is_deeper(json: Any, levels: int) -> bool:
+    """Whether there are more objects and lists within each other than so many."""
+    inner = [json]
+    for _ in range(levels):
+        items = [item for outer in inner for item in (outer.values() if isinstance(outer, dict) else outer)]
+        inner = [item for item in items if isinstance(item, dict | list)]
+    return bool(inner)
 
 
 def _walk(json: Any) -> Iterator[tuple[Place, Any]]:
