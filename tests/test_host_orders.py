@@ -6,51 +6,27 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import attrs
 import pytest
+from answering import Answering, answering
 from small_disk import SmallDisk
 from state_disks import PROCESSES
 
 from picoclaw_trio.host_orders import Orders
 
-WAIT = 30.0
-
 
 def obey(event: Event, folder: Path | None, asked: Connection) -> None:
     orders = Orders(event, folder)
     asked.send(None)
-    while (wish := asked.recv()) != "end":
-        if wish == "leave":
+    while True:
+        if asked.recv() == "leave":
             orders.leave()
         asked.send(orders.count())
-
-
-@attrs.define
-class Worker:
-    process: BaseProcess
-    pipe: Connection
-
-    def count(self, wish: str = "count") -> int | None:
-        self.pipe.send(wish)
-        return self.hear()
-
-    def leave(self) -> None:
-        self.count("leave")
-
-    def hear(self) -> int | None:
-        assert self.pipe.poll(WAIT)
-        said: int | None = self.pipe.recv()
-        return said
-
-    def crash(self) -> None:
-        self.process.kill()
-        self.process.join(WAIT)
 
 
 @attrs.define
@@ -59,21 +35,8 @@ class Master:
     stack: ExitStack
     event: Event = attrs.field(factory=PROCESSES.Event)
 
-    def start(self) -> Worker:
-        worker = self.stack.enter_context(self._running())
-        worker.hear()
-        return worker
-
-    @contextmanager
-    def _running(self) -> Iterator[Worker]:
-        ours, theirs = PROCESSES.Pipe()
-        process = PROCESSES.Process(target=obey, args=(self.event, self.folder, theirs), daemon=True)
-        process.start()
-        yield Worker(process, ours)
-        if process.is_alive():
-            ours.send("end")
-        process.join(WAIT)
-        assert not process.is_alive()
+    def start(self) -> Answering:
+        return self.stack.enter_context(answering(obey, self.event, self.folder))
 
 
 @pytest.fixture
@@ -82,8 +45,8 @@ def master(tmp_path: Path) -> Iterator[Master]:
         yield Master(tmp_path, stack)
 
 
-def counts(*workers: Worker) -> list[int | None]:
-    return [worker.count() for worker in workers]
+def counts(*workers: Answering) -> list[int | None]:
+    return [worker.ask("count") for worker in workers]
 
 
 def test_each_order_counts_once_for_each_worker(master: Master) -> None:
@@ -111,7 +74,7 @@ def test_workers_that_are_started_after_an_order_are_not_meant(master: Master) -
     master.event.set()
     master.event.set()
     assert [1] == counts(one)
-    one.leave()
+    one.ask("leave")
     two, three = master.start(), master.start()
     assert [0, 0] == counts(two, three)
     for number in (1, 2):
@@ -123,7 +86,7 @@ def test_order_that_a_crash_brings_is_no_second_one(master: Master) -> None:
     one, two = master.start(), master.start()
     master.event.set()
     assert [1, 1] == counts(one, two)
-    one.crash()
+    one.kill()
     master.event.set()
     assert [1] == counts(two)
     master.event.set()
@@ -132,7 +95,7 @@ def test_order_that_a_crash_brings_is_no_second_one(master: Master) -> None:
 
 def test_order_that_a_crash_brings_is_a_first_one(master: Master) -> None:
     one, two, three = master.start(), master.start(), master.start()
-    one.crash()
+    one.kill()
     master.event.set()
     assert [1, 1] == counts(two, three)
     master.event.set()
@@ -143,8 +106,8 @@ def test_worker_that_has_left_has_not_crashed(master: Master) -> None:
     one, two = master.start(), master.start()
     master.event.set()
     assert [1, 1] == counts(two, one)
-    one.leave()
-    one.crash()
+    one.ask("leave")
+    one.kill()
     master.event.set()
     assert [2] == counts(two)
 
@@ -182,7 +145,7 @@ def test_first_order_is_obeyed_without_a_folder() -> None:
         assert [0] == counts(one)
         master.event.set()
         assert [1, 1] == counts(one, one)
-        one.leave()
+        one.ask("leave")
 
 
 def test_first_order_is_obeyed_where_the_disk_was_full(small_disk: SmallDisk) -> None:
@@ -207,5 +170,5 @@ def test_orders_count_on_in_a_folder_that_is_gone(tmp_path: Path) -> None:
         for number in (1, 2):
             master.event.set()
             assert [number, number] == counts(one, two)
-        one.leave()
+        one.ask("leave")
         assert [0] == counts(master.start())

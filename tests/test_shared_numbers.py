@@ -8,14 +8,14 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import attrs
 import pytest
+from answering import Answering, answering
 from small_disk import SmallDisk
 from state_disks import PROCESSES
 
@@ -35,43 +35,12 @@ def work(folder: Path, asked: Connection) -> None:
 
 
 @attrs.define
-class Worker:
-    process: BaseProcess
-    pipe: Connection
-
-    def write(self, numbers: Mapping[str, float]) -> Mapping[str, float] | None:
-        """Gives what the worker then knows of the others."""
-        self.pipe.send(numbers)
-        return self.hear()
-
-    def hear(self) -> Mapping[str, float] | None:
-        assert self.pipe.poll(WAIT)
-        said: Mapping[str, float] | None = self.pipe.recv()
-        return said
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.join(WAIT)
-
-
-@attrs.define
 class Master:
     folder: Path
     stack: ExitStack
 
-    def start(self) -> Worker:
-        worker = self.stack.enter_context(self._running())
-        worker.hear()
-        return worker
-
-    @contextmanager
-    def _running(self) -> Iterator[Worker]:
-        ours, theirs = PROCESSES.Pipe()
-        process = PROCESSES.Process(target=work, args=(self.folder, theirs), daemon=True)
-        process.start()
-        worker = Worker(process, ours)
-        yield worker
-        worker.end()
+    def start(self) -> Answering:
+        return self.stack.enter_context(answering(work, self.folder))
 
 
 @pytest.fixture
@@ -85,31 +54,31 @@ def test_numbers_of_the_others_are_added_up(master: Master) -> None:
     numbers = SharedNumbers(master.folder)
     numbers.write("ours", 9.0)
     for key, number in (("a", 1.0), ("a", 2.0), ("b", 0.1)):
-        one.write({key: number})
-    two.write({"a": 5.0})
+        one.ask({key: number})
+    two.ask({"a": 5.0})
     assert {"a": 7.0, "b": 0.1} == numbers.of_others()
 
 
 @pytest.mark.parametrize("length", range(10))
 def test_key_of_any_length_is_found_again(master: Master, length: int) -> None:
     one = master.start()
-    one.write({"ä" * length: 1.5, "b": 2.5})
+    one.ask({"ä" * length: 1.5, "b": 2.5})
     assert {"ä" * length: 1.5, "b": 2.5} == SharedNumbers(master.folder).of_others()
 
 
 def test_file_grows_with_its_numbers(master: Master) -> None:
     one = master.start()
     written = {key: float(number) for number, key in enumerate(MANY, 1)}
-    one.write(written)
+    one.ask(written)
     assert written == SharedNumbers(master.folder).of_others()
 
 
 def test_what_holds_while_a_worker_lives_ends_with_it(master: Master) -> None:
     one = master.start()
     numbers = SharedNumbers(master.folder)
-    one.write({"counted": 1.0, f"{LIVE}running": 1.0})
+    one.ask({"counted": 1.0, f"{LIVE}running": 1.0})
     assert {"counted": 1.0, f"{LIVE}running": 1.0} == numbers.of_others()
-    one.end()
+    one.kill()
     assert {"counted": 1.0} == numbers.of_others()
 
 
@@ -119,20 +88,20 @@ def test_full_disk_kills_nobody_and_what_was_counted_is_shared_when_there_is_roo
         master = Master(small_disk.home, stack)
         one, two = master.start(), master.start()
         small_disk.fill()
-        one.write(dict.fromkeys(MANY, 1.0))
+        one.ask(dict.fromkeys(MANY, 1.0))
         late = master.start()  # whose file cannot even be made
-        late.write({"late": 1.0})
+        late.ask({"late": 1.0})
         small_disk.empty()
         give_up_at = time.monotonic() + WAIT
-        while two.write({}) != dict.fromkeys(MANY, 2.0):
+        while two.ask({}) != dict.fromkeys(MANY, 2.0):
             assert time.monotonic() < give_up_at
-            one.write(dict.fromkeys(MANY, 2.0))
-        assert dict.fromkeys(MANY, 2.0) == late.write({})
+            one.ask(dict.fromkeys(MANY, 2.0))
+        assert dict.fromkeys(MANY, 2.0) == late.ask({})
 
 
 def test_folder_that_goes_leaves_each_worker_its_own_numbers(master: Master, caplog: pytest.LogCaptureFixture) -> None:
     one, numbers = master.start(), SharedNumbers(master.folder)
-    one.write({"a": 1.0})
+    one.ask({"a": 1.0})
     shutil.rmtree(master.folder)
     for key in MANY:
         numbers.write(key, 1.0)
@@ -144,13 +113,13 @@ def test_folder_that_goes_leaves_each_worker_its_own_numbers(master: Master, cap
 
 def test_files_of_ended_workers_become_one(master: Master) -> None:
     one, two = master.start(), master.start()
-    two.write({"a": 0.25})
+    two.ask({"a": 0.25})
     for _ in range(8):
-        one.write({"a": 1.0, f"{LIVE}running": 1.0})
-        one.end()
+        one.ask({"a": 1.0, f"{LIVE}running": 1.0})
+        one.kill()
         one = master.start()
-    assert {"a": 8.0} == two.write({})
-    assert {"a": 8.25} == one.write({})
+    assert {"a": 8.0} == two.ask({})
+    assert {"a": 8.25} == one.ask({})
     assert 2 == len([*master.folder.glob(f"{PREFIX}*")])
 
 
@@ -159,8 +128,8 @@ def test_fold_that_is_killed_at_any_step_loses_nothing_and_counts_nothing_twice(
     for _ in range(2):
         for number in (1.0, 2.0):
             one = master.start()
-            one.write({"a": number})
-            one.end()
+            one.ask({"a": number})
+            one.kill()
         killed = PROCESSES.Process(target=fold_until_killed, args=(master.folder, step), daemon=True)
         killed.start()
         killed.join(WAIT)
@@ -184,15 +153,15 @@ def fold_until_killed(folder: Path, step: int) -> None:
 def test_numbers_are_right_at_any_moment_of_a_fold(master: Master) -> None:
     """Read all the time while workers start and end."""
     one, two = master.start(), master.start()
-    one.write({"a": 1.0})
+    one.ask({"a": 1.0})
     for _ in range(10):
-        one.end()
+        one.kill()
         one.pipe.close()
         ours, theirs = PROCESSES.Pipe()
         process = PROCESSES.Process(target=work, args=(master.folder, theirs), daemon=True)
         process.start()
-        one = Worker(process, ours)
+        one = Answering(process, ours)
         while not ours.poll():
-            assert {"a": 1.0} == two.write({})
+            assert {"a": 1.0} == two.ask({})
         one.hear()
-    one.end()
+    one.kill()
